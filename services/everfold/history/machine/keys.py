@@ -1,0 +1,108 @@
+"""The rows of a shard's store.
+
+    meta               ffff m                                              -> ShardMeta
+    namespace          ffff n <namespace id>                               -> Namespace, as its Avro bytes
+    outbox             ffff o <epoch 4> <offset 8> <index 4>               -> OutboxRow
+    timer              ffff t <due 8> <slot 2> <run>                       -> empty
+    current run        <slot 2> c <namespace id> 00 <workflow id>          -> run id
+    mutable state      <slot 2> r <namespace id> 00 <workflow id> 00 <run id>  -> Run
+    history            <slot 2> h <run id> <first event id 8>              -> History, protobuf bytes
+    sticky task        <slot 2> s <run>                                    -> empty: a scheduled task without task record
+    parked             <slot 2> p <run> <offset 8>                         -> a quarantined run's waiting records
+
+<run> is `namespace id 00 workflow id 00 run id`. Numbers are big-endian, so that rows sort by them. All of a workflow id
+begins with its slot (0..4095), so that a slot can move to another shard; timers and the outbox sort by time and place
+instead, because they are read that way, and name the slot inside. Example of a history row: `0a3f h 0193…-8…-… 0000…0007`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+_SHARD: Final = b"\xff\xff"
+META: Final = _SHARD + b"m"
+NAMESPACES: Final = _SHARD + b"n"
+OUTBOX: Final = _SHARD + b"o"
+TIMERS: Final = _SHARD + b"t"
+TIMERS_END: Final = _SHARD + b"u"
+
+_slot = struct.Struct(">H").pack
+_u64 = struct.Struct(">Q")
+_outbox = struct.Struct(">IQI")
+
+
+def namespace(namespace_id: str) -> bytes:
+    """Row of a namespace as the shard knows it."""
+    return NAMESPACES + namespace_id.encode()
+
+
+def outbox(epoch: int, offset: int, index: int) -> bytes:
+    """Row of an output, by origin."""
+    return OUTBOX + _outbox.pack(epoch, offset, index)
+
+
+def outbox_place(key: bytes) -> tuple[int, int, int]:
+    """(epoch, offset, index) of an outbox row."""
+    epoch, offset, index = _outbox.unpack(key[len(OUTBOX) :])
+    return epoch, offset, index
+
+
+def run_part(namespace_id: str, workflow_id: str, run_id: str) -> bytes:
+    """The <run> part of keys."""
+    return f"{namespace_id}\0{workflow_id}\0{run_id}".encode()
+
+
+def split_run(part: bytes) -> tuple[str, str, str]:
+    """Namespace id, workflow id and run id of a <run> part."""
+    namespace_id, rest = part.split(b"\0", 1)
+    workflow_id, run_id = rest.rsplit(b"\0", 1)
+    return namespace_id.decode(), workflow_id.decode(), run_id.decode()
+
+
+def current(slot: int, namespace_id: str, workflow_id: str) -> bytes:
+    """Row of the current-run pointer."""
+    return _slot(slot) + b"c" + f"{namespace_id}\0{workflow_id}".encode()
+
+
+def run(slot: int, namespace_id: str, workflow_id: str, run_id: str) -> bytes:
+    """Row of a run's mutable state."""
+    return _slot(slot) + b"r" + run_part(namespace_id, workflow_id, run_id)
+
+
+def history(slot: int, run_id: str, first_event_id: int) -> bytes:
+    """Row of a batch of events."""
+    return _slot(slot) + b"h" + run_id.encode() + _u64.pack(first_event_id)
+
+
+def first_event_id(history_key: bytes) -> int:
+    """First event id of a history row."""
+    (event_id,) = _u64.unpack(history_key[-8:])
+    return int(event_id)
+
+
+def sticky(slot: int, run: bytes) -> bytes:
+    """Row that says: this run has a scheduled workflow task without a task record."""
+    return _slot(slot) + b"s" + run
+
+
+def timer(due_at_ns: int, slot: int, run: bytes) -> bytes:
+    """Row of a run's earliest deadline."""
+    return TIMERS + _u64.pack(due_at_ns) + _slot(slot) + run
+
+
+def timer_parts(key: bytes) -> tuple[int, int, bytes]:
+    """(due time ns, slot, <run>) of a timer row."""
+    at = len(TIMERS)
+    (due,) = _u64.unpack(key[at : at + 8])
+    return int(due), int.from_bytes(key[at + 8 : at + 10], "big"), key[at + 10 :]
+
+
+def parked(slot: int, run: bytes, offset: int) -> bytes:
+    """Row of a record that waits for a quarantined run."""
+    return _slot(slot) + b"p" + run + _u64.pack(offset)
+
+
+def parked_prefix(slot: int, run: bytes) -> bytes:
+    """Prefix of all records that wait for a run."""
+    return _slot(slot) + b"p" + run
