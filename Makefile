@@ -1,0 +1,48 @@
+# `make setup` once; then every target runs from .venv. CI runs `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+TESTS ?= tests
+SECONDS ?= 300
+
+.PHONY: setup check test sim integration bench demo docs clean help
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(READY) ## .venv with the everfold command and Kafka's jars
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Everfold needs Python 3.11 or newer; try PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	$(BIN)/everfold setup broker
+	@touch $@
+
+check: $(READY) ## ruff and mypy, strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check ## everything that CI runs
+	$(BIN)/pytest $(TESTS)
+
+sim: $(READY) ## the seeded simulator for SECONDS (300)
+	EVERFOLD_SIM_SECONDS=$(SECONDS) $(BIN)/pytest tests/simulation --timeout 0 -s
+
+integration: $(READY) ## real broker, real SDK workers
+	$(BIN)/pytest tests/integration
+
+bench: $(READY) ## Everfold beside a real Temporal dev server
+	$(BIN)/python benchmarks/run.py
+
+demo: $(READY) ## one workflow: its result, its history, its Avro events read back from Kafka
+	$(BIN)/python examples/demo.py
+
+docs: $(READY) ## regenerate the generated pages
+	$(BIN)/everfold config reference > docs/configuration.md
+	$(BIN)/everfold topics reference > docs/topics.md
+
+clean: ## remove everything that make made
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
