@@ -69,7 +69,7 @@ class Supervisor:
         log.debug("started", service=name, seconds=round(time.monotonic() - began, 3))
 
     def end(self, failure: BaseException | None = None) -> None:
-        """Ask the process to stop. The first failure given is the one reported. Safe to call again; loop thread only."""
+        """Ask the process to stop. The first failure given is the one reported. Loop thread only."""
         if failure is not None and self.failure is None:
             self.failure = failure
             log.error("the process must stop", reason=str(failure), error=type(failure).__name__)
