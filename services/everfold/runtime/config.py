@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from everfold.runtime.dynamic import Limits
+from everfold.runtime.dynamic import Parsed
 from everfold.runtime.dynamic import parse as parse_dynamic
 from everfold.runtime.settings import Option, Resolved, SettingError, build, options_of, resolve, setting
 
@@ -263,9 +263,9 @@ class Settings:
     dynamic: DynamicSettings = field(default_factory=DynamicSettings)
 
     @property
-    def limits(self) -> Limits:
-        """The typed limits and timeouts that the dynamic-configuration names give."""
-        return parse_dynamic(self.dynamic.value).limits
+    def limits(self) -> Parsed:
+        """What the dynamic-configuration names give: to the fold, and to the services."""
+        return parse_dynamic(self.dynamic.value)
 
 
 OPTIONS: Final[dict[str, Option]] = options_of(Settings)

@@ -1,8 +1,9 @@
 """Temporal's dynamic-configuration names that Everfold knows: limits and timeouts of workflows.
 
-Those with `folded=True` are inputs of the fold: the shard owner appends them in a `SettingsChanged` record when they
-differ from what the shard last recorded, so a refold under another configuration gives the same state (law 2). The
-others are read by the service that they concern. A name that is not in the table is a warning, as in Temporal.
+Those with a `key` are inputs of the fold: they go into the log under that key, in a `SettingsChanged` record, when they
+differ from what the shard last recorded, so that a refold under another configuration gives the same state (law 2).
+Their defaults are the machine's own (`kernel.limits`). The others are read by the service that they concern. A name
+that is not in the table is a warning, as in Temporal.
 """
 
 from __future__ import annotations
@@ -11,250 +12,200 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
-_KIB: Final = 1024
-_MIB: Final = 1024 * 1024
-_SECOND_NS: Final = 1_000_000_000
-_MINUTE_NS: Final = 60 * _SECOND_NS
-_DURATION_UNITS_NS: Final = {
+from everfold.kernel.limits import DEFAULTS
+from everfold.kernel.time import HOUR_NS, MICROSECOND_NS, MILLISECOND_NS, MINUTE_NS, SECOND_NS
+
+COUNT: Final = "count"
+BYTES: Final = "bytes"
+DURATION: Final = "duration"
+FLAG: Final = "true/false"
+
+_UNITS_NS: Final = {
     "ns": 1,
-    "us": 10**3,
-    "µs": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
+    "us": MICROSECOND_NS,
+    "µs": MICROSECOND_NS,
+    "ms": MILLISECOND_NS,
+    "s": SECOND_NS,
+    "m": MINUTE_NS,
+    "h": HOUR_NS,
 }
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 
 
 @dataclass(frozen=True)
-class _Meta:
+class Known:
+    """A name in the table.
+
+    Attributes:
+        name: Temporal's.
+        kind: COUNT, BYTES, DURATION or FLAG.
+        help: one sentence.
+        key: what the fold calls it; empty when the fold does not read it.
+        default: the value when nothing is given; durations in nanoseconds.
+    """
+
     name: str
+    kind: str
     help: str
-    folded: bool
+    key: str
+    default: int
 
 
-def _known(default: Any, name: str, help: str, *, folded: bool = False) -> Any:
-    return field(default=default, metadata={"dynamic": _Meta(name, help, folded)})
+def _folded(name: str, kind: str, help: str, key: str = "") -> Known:
+    return Known(name, kind, help, key or name, DEFAULTS[key or name])
+
+
+FOLDED: Final = (
+    _folded("limit.blobSize.error", BYTES, "Largest payloads of one request or workflow command."),
+    _folded("limit.memoSize.error", BYTES, "Largest memo of a workflow."),
+    _folded("limit.maxIDLength", COUNT, "Longest workflow id, type, task queue, signal name, identity and the like."),
+    _folded("limit.historyCount.error", COUNT, "Most events of a run; a run that exceeds it is terminated."),
+    _folded("limit.historyCount.suggestContinueAsNew", COUNT, "Events from which on continue-as-new is suggested."),
+    _folded("limit.historySize.error", BYTES, "Largest history of a run; a run that exceeds it is terminated."),
+    _folded(
+        "limit.historySize.suggestContinueAsNew", BYTES, "History size from which on continue-as-new is suggested."
+    ),
+    _folded("limit.mutableStateSize.error", BYTES, "Largest mutable state; a run that exceeds it is terminated."),
+    _folded(
+        "limit.mutableStateActivityFailureSize.error",
+        BYTES,
+        "Largest failure kept of an activity that is retried; more is cut off.",
+        "history.activityFailureSize",
+    ),
+    _folded("limit.numPendingActivities.error", COUNT, "Most activities pending in a run."),
+    _folded("limit.numPendingChildExecutions.error", COUNT, "Most child workflows pending in a run."),
+    _folded("limit.numPendingSignals.error", COUNT, "Most signals to other workflows pending in a run."),
+    _folded("limit.numPendingCancelRequests.error", COUNT, "Most cancel requests to other workflows pending in a run."),
+    _folded("history.maximumSignalsPerExecution", COUNT, "Most signals that a run takes."),
+    _folded("history.maximumBufferedEventsBatch", COUNT, "Most events that wait for a running workflow task."),
+    _folded("history.maximumBufferedEventsSizeInBytes", BYTES, "Most bytes of events that wait for a workflow task."),
+    _folded("history.maxInFlightUpdates", COUNT, "Most updates in flight in a run."),
+    _folded("history.maxTotalUpdates", COUNT, "Most updates that a run takes."),
+    _folded("history.defaultWorkflowTaskTimeout", DURATION, "Workflow task timeout of a start that gives none."),
+    _folded("history.workflowTaskHeartbeatTimeout", DURATION, "How long a workflow task may go on by heartbeating."),
+    _folded("history.workflowTaskRetryMaxInterval", DURATION, "Longest backoff of a workflow task that keeps failing."),
+    _folded("history.workflowIdReuseMinimalInterval", DURATION, "Least time from a start to one that ends its run."),
+    _folded(
+        "frontend.searchAttributesNumberOfKeysLimit",
+        COUNT,
+        "Most search attributes of a workflow.",
+        "limit.numberOfSearchAttributeKeys",
+    ),
+    _folded(
+        "frontend.searchAttributesSizeOfValueLimit",
+        BYTES,
+        "Largest value of one search attribute.",
+        "limit.searchAttributeSizeOfValue",
+    ),
+    _folded(
+        "frontend.searchAttributesTotalSizeLimit",
+        BYTES,
+        "Largest search attributes of a workflow together.",
+        "limit.searchAttributeTotalSize",
+    ),
+    _folded("system.enableActivityEagerExecution", FLAG, "Whether a completion may answer with activity tasks."),
+    _folded("system.enableEagerWorkflowStart", FLAG, "Whether a start may answer with the first workflow task."),
+)
+"""What the fold reads."""
+
+
+def _known(default: int, name: str, kind: str, help: str) -> Any:
+    return field(default=default, metadata={"dynamic": (name, kind, help)})
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The typed values. Sizes are bytes, durations nanoseconds; 0 means no limit only where the sentence says so."""
+class ServiceLimits:
+    """What services read themselves. Sizes are bytes, durations nanoseconds."""
 
-    blob_bytes_max: int = _known(
-        2 * _MIB, "limit.blobSize.error", "Largest payload set of one request or workflow command.", folded=True
-    )
-    memo_bytes_max: int = _known(2 * _MIB, "limit.memoSize.error", "Largest memo of a workflow.", folded=True)
-    id_length_max: int = _known(
-        1000,
-        "limit.maxIDLength",
-        "Longest workflow id, type, task queue, signal name, identity and the like.",
-        folded=True,
-    )
-    summary_bytes_max: int = _known(400, "limit.userMetadataSummarySize", "Largest user metadata summary.", folded=True)
-    details_bytes_max: int = _known(
-        20_000, "limit.userMetadataDetailsSize", "Largest user metadata details.", folded=True
-    )
-    failure_bytes_max: int = _known(
-        4 * _KIB,
-        "limit.mutableStateActivityFailureSize.error",
-        "Largest last failure kept for an activity that is retried; more is cut off.",
-        folded=True,
-    )
-    mutable_state_bytes_max: int = _known(
-        8 * _MIB,
-        "limit.mutableStateSize.error",
-        "Largest mutable state; a run that exceeds it is terminated.",
-        folded=True,
-    )
-    history_events_max: int = _known(
-        50 * _KIB, "limit.historyCount.error", "Most events of a run; a run that exceeds it is terminated.", folded=True
-    )
-    history_events_suggest: int = _known(
-        4 * _KIB,
-        "limit.historyCount.suggestContinueAsNew",
-        "Events after which workflow tasks suggest to continue as new.",
-        folded=True,
-    )
-    history_bytes_max: int = _known(
-        50 * _MIB,
-        "limit.historySize.error",
-        "Largest history of a run; a run that exceeds it is terminated.",
-        folded=True,
-    )
-    history_bytes_suggest: int = _known(
-        4 * _MIB,
-        "limit.historySize.suggestContinueAsNew",
-        "History size after which workflow tasks suggest to continue as new.",
-        folded=True,
-    )
-    pending_activities_max: int = _known(
-        2000, "limit.numPendingActivities.error", "Most activities pending in a run.", folded=True
-    )
-    pending_children_max: int = _known(
-        2000, "limit.numPendingChildExecutions.error", "Most child workflows pending in a run.", folded=True
-    )
-    pending_signals_max: int = _known(
-        2000, "limit.numPendingSignals.error", "Most external signals pending in a run.", folded=True
-    )
-    pending_cancels_max: int = _known(
-        2000, "limit.numPendingCancelRequests.error", "Most external cancel requests pending in a run.", folded=True
-    )
-    signals_max: int = _known(
-        10_000, "history.maximumSignalsPerExecution", "Most signals that a run takes.", folded=True
-    )
-    buffered_events_max: int = _known(
-        100,
-        "history.maximumBufferedEventsBatch",
-        "Most events buffered while a workflow task runs; beyond it the task fails.",
-        folded=True,
-    )
-    buffered_bytes_max: int = _known(
-        2 * _MIB,
-        "history.maximumBufferedEventsSizeInBytes",
-        "Most bytes of buffered events; beyond it the task fails.",
-        folded=True,
-    )
-    updates_in_flight_max: int = _known(
-        10, "history.maxInFlightUpdates", "Most updates in flight in a run.", folded=True
-    )
-    updates_max: int = _known(2000, "history.maxTotalUpdates", "Most updates that a run takes.", folded=True)
-    workflow_task_timeout_ns: int = _known(
-        10 * _SECOND_NS,
-        "history.defaultWorkflowTaskTimeout",
-        "Workflow task timeout of a start that gives none.",
-        folded=True,
-    )
-    workflow_task_heartbeat_ns: int = _known(
-        30 * _MINUTE_NS,
-        "history.workflowTaskHeartbeatTimeout",
-        "How long a workflow task may go on by heartbeating.",
-        folded=True,
-    )
-    workflow_task_backoff_ns_max: int = _known(
-        10 * _MINUTE_NS,
-        "history.workflowTaskRetryMaxInterval",
-        "Longest backoff between attempts of a failing workflow task.",
-        folded=True,
-    )
-    reuse_interval_ns: int = _known(
-        _SECOND_NS,
-        "history.workflowIdReuseMinimalInterval",
-        "Least time between two starts of one workflow id that end the earlier run.",
-        folded=True,
-    )
-    retention_jitter_ns: int = _known(
-        0, "history.retentionTimerJitterDuration", "Spread of the times at which closed runs are deleted.", folded=True
-    )
-    search_attributes_max: int = _known(
-        100, "frontend.searchAttributesNumberOfKeysLimit", "Most search attributes of a workflow.", folded=True
-    )
-    search_attribute_bytes_max: int = _known(
-        2 * _KIB, "frontend.searchAttributesSizeOfValueLimit", "Largest value of one search attribute.", folded=True
-    )
-    search_attributes_bytes_max: int = _known(
-        40 * _KIB,
-        "frontend.searchAttributesTotalSizeLimit",
-        "Largest search attributes of a workflow together.",
-        folded=True,
-    )
-    eager_start: bool = _known(
-        True, "system.enableEagerWorkflowStart", "Whether a start may answer with the first workflow task.", folded=True
-    )
     history_poll_ns: int = _known(
-        20 * _SECOND_NS,
+        20 * SECOND_NS,
         "history.longPollExpirationInterval",
+        DURATION,
         "When a waiting GetWorkflowExecutionHistory answers empty.",
     )
     poll_ns: int = _known(
-        60 * _SECOND_NS, "matching.longPollExpirationInterval", "When a waiting task poll answers empty."
+        60 * SECOND_NS, "matching.longPollExpirationInterval", DURATION, "When a waiting task poll answers empty."
     )
     query_poller_window_ns: int = _known(
-        20 * _SECOND_NS,
+        20 * SECOND_NS,
         "matching.queryPollerUnavailableWindow",
-        "A query is refused when no worker polled for so long.",
+        DURATION,
+        "A query is refused when no worker has polled for so long.",
     )
-    history_page_events_max: int = _known(256, "frontend.historyMaxPageSize", "Events in one page of history, at most.")
+    history_page_events_max: int = _known(
+        256, "frontend.historyMaxPageSize", COUNT, "Events in one page of history, at most."
+    )
     visibility_page_max: int = _known(
-        1000, "frontend.visibilityMaxPageSize", "Workflows in one page of a list, at most."
+        1000, "frontend.visibilityMaxPageSize", COUNT, "Workflows in one page of a list, at most."
     )
     long_polls_max: int = _known(
-        1200, "frontend.namespaceCount", "Most long polls of one kind and namespace at a time, per frontend."
+        1200, "frontend.namespaceCount", COUNT, "Most long polls of one kind and namespace at a time, per frontend."
     )
 
-    def folded(self) -> dict[str, int]:
-        """What the shard owner records before it counts: field name -> value, all integers."""
-        return {entry.field: int(getattr(self, entry.field)) for entry in KNOWN if entry.folded}
+
+def _service_known(entry: Any) -> Known:
+    name, kind, help = entry.metadata["dynamic"]
+    return Known(name, kind, help, "", entry.default)
 
 
-@dataclass(frozen=True)
-class Known:
-    """A name in the table."""
-
-    name: str
-    field: str
-    type: type
-    default: Any
-    help: str
-    folded: bool
-
-    @property
-    def type_name(self) -> str:
-        """What to write after the equals sign."""
-        if self.field.endswith("_ns") or "_ns_" in self.field:
-            return "duration"
-        return "yes/no" if self.type is bool else "bytes" if "bytes" in self.field else "count"
-
-
-def _table() -> tuple[Known, ...]:
-    hints = get_type_hints(Limits)
-    rows = [(f, f.metadata["dynamic"]) for f in fields(Limits)]
-    return tuple(Known(m.name, f.name, hints[f.name], f.default, m.help, m.folded) for f, m in rows)
-
-
-KNOWN: Final = _table()
+_SERVICE: Final = {entry.name: _service_known(entry) for entry in fields(ServiceLimits)}
+KNOWN: Final = (*FOLDED, *_SERVICE.values())
 _BY_NAME: Final = {entry.name.lower(): entry for entry in KNOWN}
+_FIELD_OF: Final = {entry.name: name for name, entry in _SERVICE.items()}
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What the given names mean: the limits, and what was wrong or unknown."""
+    """What the given names mean.
 
-    limits: Limits
+    Attributes:
+        folded: the fold's key -> value, only what was given.
+        service: the services' limits, defaults included.
+        errors: values that cannot be taken.
+        warnings: names that have no meaning here.
+    """
+
+    folded: dict[str, int]
+    service: ServiceLimits
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 def parse(values: Mapping[str, str]) -> Parsed:
     """Read names and texts as `--dynamic-config-value` gives them; names are case-insensitive, as in Temporal."""
-    given: dict[str, Any] = {}
+    folded: dict[str, int] = {}
+    service: dict[str, int] = {}
     errors: list[str] = []
     warnings: list[str] = []
     for name, text in values.items():
         entry = _BY_NAME.get(name.lower())
         if entry is None:
-            warnings.append(f"dynamic configuration {name!r} is not known to this server and has no effect")
+            warnings.append(f"dynamic configuration {name} is not known to this server and has no effect")
             continue
         try:
-            given[entry.field] = _value(entry, text)
+            value = _value(entry.kind, text)
         except ValueError as error:
             errors.append(f"dynamic configuration {name}={text}: {error}")
-    return Parsed(Limits(**given), tuple(errors), tuple(warnings))
+            continue
+        if entry.key:
+            folded[entry.key] = value
+        else:
+            service[_FIELD_OF[entry.name]] = value
+    return Parsed(folded, ServiceLimits(**service), tuple(errors), tuple(warnings))
 
 
-def _value(entry: Known, text: str) -> Any:
+def _value(kind: str, text: str) -> int:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
-    if entry.type is bool:
+    if kind == FLAG:
         if not isinstance(value, bool):
             raise ValueError("expected true or false")
-        return value
-    if entry.type_name == "duration":
+        return int(value)
+    if kind == DURATION:
         return duration_ns(str(value))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError("expected a whole number, not negative")
@@ -265,11 +216,27 @@ def duration_ns(text: str) -> int:
     """Nanoseconds of a duration in Go's notation: `10s`, `1m30s`, `250ms`; a bare number is seconds."""
     text = text.strip()
     if text.isdigit():
-        return int(text) * _SECOND_NS
+        return int(text) * SECOND_NS
     position = total = 0
     while match := _DURATION.match(text, position):
-        total += round(float(match[1]) * _DURATION_UNITS_NS[match[2]])
+        total += round(float(match[1]) * _UNITS_NS[match[2]])
         position = match.end()
     if not text or position != len(text):
         raise ValueError("expected a duration such as 10s, 1m30s or 250ms")
     return total
+
+
+def shown(kind: str, value: int) -> str:
+    """A value as people write it."""
+    if kind == FLAG:
+        return "true" if value else "false"
+    if kind == DURATION:
+        for unit, size in (("h", HOUR_NS), ("m", MINUTE_NS), ("s", SECOND_NS), ("ms", MILLISECOND_NS)):
+            if value and value % size == 0:
+                return f"{value // size}{unit}"
+        return f"{value}ns" if value else "0s"
+    if kind == BYTES:
+        for unit, size in (("MiB", 1024 * 1024), ("KiB", 1024)):
+            if value and value % size == 0:
+                return f"{value} ({value // size} {unit})"
+    return str(value)

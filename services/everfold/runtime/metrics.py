@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -91,6 +92,45 @@ PROJECTION_LAG: Final = _gauge(
 DEAD_LETTERS: Final = _counter("dead_letters", "Records that a processor put aside.", "processor")
 
 
+class NamedMetrics:
+    """The metrics of this module by their names without the prefix, for code that is written against an interface.
+
+    Children are remembered, so a call costs two dictionary look-ups. A name that is not declared here is dropped with
+    one warning: a missing metric must not cost a shard.
+    """
+
+    def __init__(self) -> None:
+        #: (name, label values) -> the child to increment, or None for an unknown name
+        self._children: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def count(self, name: str, amount: int = 1, **labels: str) -> None:
+        """Add to a counter."""
+        if (child := self._child(name, labels)) is not None:
+            child.inc(amount)
+
+    def gauge(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        if (child := self._child(name, labels)) is not None:
+            child.set(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Add a sample to a histogram."""
+        if (child := self._child(name, labels)) is not None:
+            child.observe(value)
+
+    def _child(self, name: str, labels: dict[str, str]) -> Any:
+        key = (name, tuple(labels.values()))
+        try:
+            return self._children[key]
+        except KeyError:
+            metric = _by_name().get(name)
+            if metric is None:
+                structlog.get_logger("metrics").warning("no such metric", name=name)
+            child = metric.labels(**labels) if metric is not None and labels else metric
+            self._children[key] = child
+            return child
+
+
 class MetricsServer:
     """Serves /metrics. `port` 0 serves nothing."""
 
@@ -123,13 +163,20 @@ class MetricsServer:
             self._stop = None
 
 
-def reference() -> list[tuple[str, str, tuple[str, ...], str]]:
-    """(name, kind, labels, help) of every metric declared here, for the documentation."""
-    rows = []
+def _by_name() -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for value in list(globals().values()):
         if isinstance(value, (Counter, Gauge, Histogram)):
             metric: Any = value
-            suffix = "_total" if isinstance(value, Counter) else ""
-            kind = type(value).__name__.lower()
-            rows.append((f"{metric._name}{suffix}", kind, tuple(metric._labelnames), str(metric._documentation)))
+            found[str(metric._name).removeprefix("everfold_")] = metric
+    return found
+
+
+def reference() -> list[tuple[str, str, tuple[str, ...], str]]:
+    """(name, kind, labels, help) of every metric declared here, for the documentation."""
+    rows = []
+    for metric in _by_name().values():
+        suffix = "_total" if isinstance(metric, Counter) else ""
+        kind = type(metric).__name__.lower()
+        rows.append((f"{metric._name}{suffix}", kind, tuple(metric._labelnames), str(metric._documentation)))
     return rows
