@@ -1,0 +1,1 @@
+"""What several suites share: servers, toolchains, raw gRPC, normalised histories."""
