@@ -1,0 +1,100 @@
+"""The gRPC port: raw request bytes in, raw response bytes out.
+
+Two implementations stand behind one interface and one contract suite (`tests/contract/test_gateway.py`): the native one
+for plaintext, whose cost per call is a tenth (docs/decisions/0006-gateway.md), and grpcio's for TLS and wherever the
+native wheel is missing. They own no semantics: a call becomes a handler's coroutine, a `StatusError` becomes a status.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from everfold.frontend.calls import CallObserver, Handler
+from everfold.kernel.errors import Code, StatusError
+
+REQUEST_BYTES_MAX: Final = 4 * 1024 * 1024
+"""gRPC's own default for a received message, which Temporal's frontend keeps; a blob may be 2 MiB."""
+
+METADATA_BYTES_MAX: Final = 64 * 1024
+"""Request headers of one call. Room for a JWT with many claims; gRPC libraries default to 8-16 KiB."""
+
+STREAMS_PER_CONNECTION_MAX: Final = 16 * 1024
+"""Calls open on one connection. A client that awaits thousands of results holds a long poll for each on one connection;
+gRPC libraries queue what is over this, so that it only bounds memory (some KiB per call)."""
+
+SHUTDOWN_GRACE_SECONDS: Final = 2.0
+"""How long calls that are being answered may finish when the server stops. Long polls are ended at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Server certificate and key, PEM. With client CAs, clients must show a certificate that one of them signed."""
+
+    certificate_chain: bytes
+    private_key: bytes
+    client_ca: bytes | None = None
+
+
+class Gateway(Protocol):
+    """A gRPC server over a table of handlers."""
+
+    @property
+    def port(self) -> int:
+        """The port that is bound; the one asked for, or the kernel's choice when that was 0."""
+
+    async def start(self) -> None:
+        """Binds and serves.
+
+        Raises:
+            OSError: the address is taken or not ours.
+        """
+
+    async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
+        """Takes no new calls, cancels long polls, lets the others finish for `grace` seconds, then closes."""
+
+
+def too_large(size: int) -> StatusError:
+    """What answers a request over the limit. core (the SDKs' Rust half) recognises it by its first words."""
+    return StatusError(
+        Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({size} vs. {REQUEST_BYTES_MAX})"
+    )
+
+
+def native_available() -> bool:
+    """Whether the native gRPC wheel is installed here."""
+    return importlib.util.find_spec("pygrpc_native") is not None
+
+
+def open_gateway(
+    kind: str,
+    host: str,
+    port: int,
+    handlers: Mapping[str, Handler],
+    *,
+    long_polls: frozenset[str] = frozenset(),
+    tls: TlsFiles | None = None,
+    observer: CallObserver | None = None,
+) -> Gateway:
+    """Makes the gateway of a kind; `start` binds it.
+
+    Args:
+        kind: "native" or "grpcio". Native falls back to grpcio when TLS is asked for or the wheel is missing.
+        host: the address to bind.
+        port: the port to bind; 0 lets the kernel choose.
+        handlers: method path to handler; paths that are not in it answer UNIMPLEMENTED.
+        long_polls: the paths whose calls wait for work; they are not waited for when the server stops.
+        tls: serve TLS with these; None serves plaintext.
+        observer: told of every finished call.
+    """
+    if kind not in ("native", "grpcio"):
+        raise ValueError(f"expected gateway 'native' or 'grpcio', found {kind!r}")
+    if kind == "native" and tls is None and native_available():
+        from everfold.frontend.gateway_native import NativeGateway
+
+        return NativeGateway(host, port, handlers, long_polls=long_polls, observer=observer)
+    from everfold.frontend.gateway_grpcio import GrpcioGateway
+
+    return GrpcioGateway(host, port, handlers, long_polls=long_polls, tls=tls, observer=observer)

@@ -1,0 +1,179 @@
+"""The grpcio gateway: `grpc.aio` with one generic handler over the table, for TLS and where the native wheel is
+missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from everfold.frontend.calls import CallContext, CallObserver, Handler, unknown_path
+from everfold.frontend.gateway import (
+    METADATA_BYTES_MAX,
+    REQUEST_BYTES_MAX,
+    SHUTDOWN_GRACE_SECONDS,
+    STREAMS_PER_CONNECTION_MAX,
+    TlsFiles,
+    too_large,
+)
+from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
+from everfold.kernel.errors import Code, StatusError
+
+_RECEIVE_BYTES_MAX: Final = 128 * 1024 * 1024
+"""Where grpcio itself cuts a message off, in words of its own. Above ours by far, so that clients see Temporal's words.
+"""
+
+_STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+_OPTIONS: Final = (
+    # Without this two processes share the port and half of the calls each, silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
+    # SDKs ping every 10-30 s with no call open; the default answers GOAWAY too_many_pings.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+_SHUTTING_DOWN: Final = "the server is shutting down"
+
+_Behaviour = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
+
+
+class GrpcioGateway(grpc.GenericRpcHandler):
+    """A `Gateway` on `grpc.aio`."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        handlers: Mapping[str, Handler],
+        *,
+        long_polls: frozenset[str] = frozenset(),
+        tls: TlsFiles | None = None,
+        observer: CallObserver | None = None,
+    ) -> None:
+        self._host = host
+        self._asked_port = port
+        self._tls = tls
+        self._observer = observer
+        self._services = {path.lstrip("/").rpartition("/")[0] for path in handlers}
+        self._methods = {path: self._method(path, handler, path in long_polls) for path, handler in handlers.items()}
+        self._polls: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+        self._server: grpc.aio.Server | None = None
+        self._bound_port = 0
+
+    @property
+    def port(self) -> int:
+        """The port that is bound."""
+        if self._server is None:
+            raise RuntimeError("the gateway has not been started")
+        return self._bound_port
+
+    async def start(self) -> None:
+        """Binds and serves.
+
+        Raises:
+            OSError: the address is taken or not ours.
+        """
+        server = grpc.aio.server(options=_OPTIONS)
+        server.add_generic_rpc_handlers((self,))
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        address = f"{host}:{self._asked_port}"
+        try:
+            if self._tls is None:
+                bound = server.add_insecure_port(address)
+            else:
+                credentials = grpc.ssl_server_credentials(
+                    [(self._tls.private_key, self._tls.certificate_chain)],
+                    root_certificates=self._tls.client_ca,
+                    require_client_auth=self._tls.client_ca is not None,
+                )
+                bound = server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            await server.stop(None)
+            raise OSError(f"cannot serve gRPC on {address}: {error}") from error
+        if bound == 0:
+            await server.stop(None)
+            raise OSError(f"cannot serve gRPC on {address}: the address is taken or not ours")
+        await server.start()
+        self._bound_port = bound
+        self._server = server
+
+    async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
+        """Takes no new calls, cancels long polls, lets the others finish for `grace` seconds, then closes."""
+        if self._server is None or self._stopping:
+            return
+        self._stopping = True
+        for task in list(self._polls):
+            task.cancel()
+        await self._server.stop(grace)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """The handler of a path. There always is one, so that the words of a refusal are ours."""
+        path = handler_call_details.method
+        method = self._methods.get(path)
+        if method is not None:
+            return method
+
+        async def refuse(context: CallContext, request: bytes) -> bytes:
+            raise unknown_path(path, self._services)
+
+        return self._method(path, refuse, False)
+
+    def _method(self, path: str, handler: Handler, long_poll: bool) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def serve(request: bytes, call: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            task = asyncio.current_task()
+            assert task is not None
+            if long_poll:
+                self._polls.add(task)
+            try:
+                if len(request) > REQUEST_BYTES_MAX:
+                    raise too_large(len(request))
+                remaining = call.time_remaining()
+                context = CallContext(
+                    path,
+                    tuple(call.invocation_metadata() or ()),
+                    call.peer(),
+                    None if remaining is None else began + remaining,
+                )
+                response = await handler(context, request)
+                if task.cancelling() and context.undelivered is not None:
+                    context.undelivered(response)
+                self._observe(path, Code.OK, loop.time() - began)
+                return response
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    self._observe(path, Code.CANCELLED, loop.time() - began)
+                    raise
+                status = StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN)
+            except Exception as error:
+                status = status_of(error, path)
+            finally:
+                self._polls.discard(task)
+            self._observe(path, status.code, loop.time() - began)
+            details = details_bytes(status)
+            await call.abort(
+                _STATUS_CODES[int(status.code)],
+                status.message,
+                () if details is None else ((DETAILS_KEY, details),),
+            )
+            raise AssertionError("unreachable: abort raises")
+
+        # No (de)serializer: the bytes go through as they are.
+        return grpc.unary_unary_rpc_method_handler(serve)
+
+    def _observe(self, path: str, code: int, seconds: float) -> None:
+        if self._observer is not None:
+            self._observer(path, int(code), seconds)

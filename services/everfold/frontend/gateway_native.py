@@ -1,0 +1,213 @@
+"""The native gateway: HTTP/2 and gRPC framing in Rust, outside the GIL; Python sees batches of finished requests.
+
+Threads: one thread of ours blocks in `recv_batch_details` and hands each batch to the loop with a single
+`call_soon_threadsafe`; everything else (`respond`, `fail`, the table of open calls) happens on the loop. The library's
+own I/O threads never run Python.
+
+A call is open while its id is in `_calls`. Whoever takes the id out answers it, so that a cancellation by the client
+and the end of the handler cannot both do so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
+
+from everfold.frontend.calls import CallContext, CallObserver, Handler
+from everfold.frontend.gateway import (
+    METADATA_BYTES_MAX,
+    REQUEST_BYTES_MAX,
+    SHUTDOWN_GRACE_SECONDS,
+    STREAMS_PER_CONNECTION_MAX,
+    too_large,
+)
+from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
+from everfold.kernel.errors import Code, StatusError
+
+_log = logging.getLogger(__name__)
+
+_BATCH_MAX: Final = 256
+"""Requests per hand-over to the loop: above the calls that arrive in one turn of a busy loop, below what would starve
+it."""
+
+_IO_THREADS: Final = 2
+
+_FLUSH_SECONDS: Final = 0.1
+"""Between the last answer and `close`, which drops what the library's threads have not written; it offers nothing to
+wait on."""
+
+_SHUTTING_DOWN: Final = "the server is shutting down"
+
+_Details = tuple[tuple[tuple[str, str | bytes], ...], str, float | None]
+_Event = tuple[int, int, int, bytes | None, bytes | str | None, _Details | None]
+"""(kind, call id, method id, payload, client key, (metadata, peer, seconds left))"""
+
+
+class NativeGateway:
+    """A `Gateway` on `pygrpc_native.NativeGrpcFront`. Plaintext only."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        handlers: Mapping[str, Handler],
+        *,
+        long_polls: frozenset[str] = frozenset(),
+        observer: CallObserver | None = None,
+    ) -> None:
+        self._host = host
+        self._asked_port = port
+        #: method id (the place in the list that the front was given) -> (path, handler, is a long poll)
+        self._methods = [(path, handler, path in long_polls) for path, handler in handlers.items()]
+        self._observer = observer
+        #: call id -> (the task that answers it, is a long poll); empty once answered
+        self._calls: dict[int, tuple[asyncio.Task[None], bool]] = {}
+        self._stopping = False
+        self._front: NativeGrpcFront | None = None
+        self._receiver: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is bound."""
+        if self._front is None:
+            raise RuntimeError("the gateway has not been started")
+        return self._front.bound_port
+
+    async def start(self) -> None:
+        """Binds and serves.
+
+        Raises:
+            OSError: the address is taken or not ours.
+        """
+        loop = asyncio.get_running_loop()
+        _check_free(self._host, self._asked_port)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            front = NativeGrpcFront(
+                f"{host}:{self._asked_port}",
+                [(path, False) for path, _, _ in self._methods],
+                io_threads=_IO_THREADS,
+                call_details=True,
+                keepalive_permit_without_calls=True,
+                max_concurrent_streams=STREAMS_PER_CONNECTION_MAX,
+                max_metadata_size=METADATA_BYTES_MAX,
+                reuse_port=False,
+            )
+            front.start()
+        except (RuntimeError, ValueError) as error:
+            raise OSError(f"cannot serve gRPC on {host}:{self._asked_port}: {error}") from error
+        self._front = front
+        self._receiver = threading.Thread(target=self._receive, args=(front, loop), name="grpc-receive", daemon=True)
+        self._receiver.start()
+
+    async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
+        """Takes no new calls, cancels long polls, lets the others finish for `grace` seconds, then closes."""
+        front, receiver = self._front, self._receiver
+        if front is None or receiver is None or self._stopping:
+            return
+        self._stopping = True
+        for task, long_poll in list(self._calls.values()):
+            if long_poll:
+                task.cancel()
+        tasks = [task for task, _ in self._calls.values()]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=grace)
+        if tasks:
+            await asyncio.sleep(_FLUSH_SECONDS)
+        await asyncio.to_thread(front.close)
+        await asyncio.to_thread(receiver.join)
+
+    def _receive(self, front: NativeGrpcFront, loop: asyncio.AbstractEventLoop) -> None:
+        """The receiving thread: ends when the front is closed."""
+        while True:
+            events = front.recv_batch_details(_BATCH_MAX)
+            if events is None:
+                return
+            if not events:
+                continue
+            try:
+                loop.call_soon_threadsafe(self._on_events, events)
+            except RuntimeError:
+                # The loop was closed without `stop`: nobody is left to answer.
+                return
+
+    def _on_events(self, events: list[_Event]) -> None:
+        front = self._front
+        assert front is not None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for kind, call_id, method_id, payload, _, details in events:
+            if kind == EVENT_CANCEL:
+                call = self._calls.pop(call_id, None)
+                if call is not None:
+                    call[0].cancel()
+                continue
+            assert payload is not None
+            assert details is not None
+            path, handler, long_poll = self._methods[method_id]
+            if self._stopping:
+                self._fail(call_id, path, StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN), now)
+                continue
+            if len(payload) > REQUEST_BYTES_MAX:
+                self._fail(call_id, path, too_large(len(payload)), now)
+                continue
+            metadata, peer, remaining = details
+            context = CallContext(path, metadata, peer, None if remaining is None else now + remaining)
+            task = loop.create_task(self._serve(call_id, context, handler, payload, now))
+            self._calls[call_id] = (task, long_poll)
+
+    async def _serve(self, call_id: int, context: CallContext, handler: Handler, payload: bytes, began: float) -> None:
+        try:
+            response = await handler(context, payload)
+        except asyncio.CancelledError:
+            # Either the client left, and the id is gone, or the server stops and the client must hear of it.
+            if self._calls.pop(call_id, None) is not None:
+                self._fail(call_id, context.method, StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN), began)
+            else:
+                self._observe(context.method, Code.CANCELLED, began)
+            return
+        except Exception as error:
+            status = status_of(error, context.method)
+            if self._calls.pop(call_id, None) is not None:
+                self._fail(call_id, context.method, status, began)
+            return
+        front = self._front
+        assert front is not None
+        open_still = self._calls.pop(call_id, None) is not None
+        if open_still and front.respond(call_id, response):
+            self._observe(context.method, Code.OK, began)
+        else:
+            if context.undelivered is not None:
+                context.undelivered(response)
+            self._observe(context.method, Code.CANCELLED, began)
+
+    def _fail(self, call_id: int, path: str, status: StatusError, began: float) -> None:
+        front = self._front
+        assert front is not None
+        details = details_bytes(status)
+        front.fail(call_id, int(status.code), status.message, None if details is None else [(DETAILS_KEY, details)])
+        self._observe(path, status.code, began)
+
+    def _observe(self, path: str, code: int, began: float) -> None:
+        if self._observer is not None:
+            self._observer(path, int(code), asyncio.get_running_loop().time() - began)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises OSError in the operating system's words when the port is taken: the library's own error has no errno."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
