@@ -68,7 +68,6 @@ class BrokerSettings:
         maximum=65535,
     )
     heap_bytes: int = setting(256 * MIB, "Java heap of the embedded broker.", unit="bytes", minimum=96 * MIB)
-    cache_dir: str = setting("", "Where Kafka's jars are kept; empty means the user's cache directory.")
 
 
 @dataclass(frozen=True)

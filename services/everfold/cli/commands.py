@@ -1,0 +1,213 @@
+"""What `everfold` can do. Each command parses its flags here and leaves the work to a module of its own.
+
+Heavy imports happen inside the commands: `everfold --version` and shell completion should not load Kafka and RocksDB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from everfold.cli.options import SectionedCommand, settings_flags
+from everfold.cli.version import version
+from everfold.runtime import log
+from everfold.runtime.config import OPTIONS, SECTIONS, Loaded
+from everfold.runtime.lifecycle import Fatal
+
+COMMON = ("kafka", "node", "metrics", "log", "dynamic")
+"""What every process that serves needs to know."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(version(), prog_name="everfold")
+def everfold() -> None:
+    """Durable execution on Kafka, for Temporal's SDKs."""
+
+
+@everfold.group()
+def server() -> None:
+    """Everything in one: for development and small installations."""
+
+
+@server.command("start-dev", cls=SectionedCommand)
+@settings_flags(*SECTIONS)
+def start_dev(loaded: Loaded) -> None:
+    """Start all four services and a Kafka broker on this machine."""
+    from everfold.cli import dev, serve
+
+    _run(loaded, lambda: serve.run(dev.DevServer(loaded.settings)))
+
+
+@everfold.command("frontend", cls=SectionedCommand)
+@settings_flags(*COMMON, "frontend", "visibility", "history", "matching")
+def frontend(loaded: Loaded) -> None:
+    """Run a frontend alone: the gRPC API."""
+    _serve_one(loaded, "frontend")
+
+
+@everfold.command("history", cls=SectionedCommand)
+@settings_flags(*COMMON, "history", "matching")
+def history(loaded: Loaded) -> None:
+    """Run a history process alone: workflow state and timers of its share of the shards."""
+    _serve_one(loaded, "history")
+
+
+@everfold.command("matching", cls=SectionedCommand)
+@settings_flags(*COMMON, "matching", "history")
+def matching(loaded: Loaded) -> None:
+    """Run a matching process alone: its share of the task queues."""
+    _serve_one(loaded, "matching")
+
+
+@everfold.command("worker", cls=SectionedCommand)
+@settings_flags(*COMMON, "visibility", "topology", "history", "matching")
+def worker(loaded: Loaded) -> None:
+    """Run the worker service alone: the engine's background work and the stream processors."""
+    _topology(loaded)
+
+
+@everfold.group()
+def topology() -> None:
+    """The stream topology."""
+
+
+@topology.command("worker", cls=SectionedCommand)
+@settings_flags(*COMMON, "visibility", "topology", "history", "matching")
+def topology_worker(loaded: Loaded) -> None:
+    """Run the stream processors: typed events, the visibility index."""
+    _topology(loaded)
+
+
+@everfold.group()
+def topics() -> None:
+    """The topics on the cluster."""
+
+
+@topics.command("apply", cls=SectionedCommand)
+@settings_flags("kafka", "history", "matching", "log")
+@click.option("--dry-run", is_flag=True, help="Only say what is missing or different.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def topics_apply(loaded: Loaded, dry_run: bool, as_json: bool) -> None:
+    """Create the topics, or check that those that exist are as they must be."""
+    from everfold.cli import topics as commands
+
+    _run(loaded, lambda: commands.apply(loaded.settings, dry_run=dry_run, as_json=as_json))
+
+
+@topics.command("show")
+@settings_flags("kafka", "history", "matching")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def topics_show(loaded: Loaded, as_json: bool) -> None:
+    """List the topics as declared: partitions, records, configuration. Needs no broker."""
+    from everfold.cli import topics as commands
+
+    commands.show(loaded.settings, as_json=as_json)
+
+
+@topics.command("reference", hidden=True)
+def topics_reference() -> None:
+    """Print docs/topics.md."""
+    from everfold.cli.reference import topics_page
+
+    click.echo(topics_page(), nl=False)
+
+
+@everfold.group()
+def config() -> None:
+    """Settings."""
+
+
+@config.command("show", cls=SectionedCommand)
+@settings_flags(*SECTIONS)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--changed", is_flag=True, help="Only those that are not at their defaults.")
+def config_show(loaded: Loaded, as_json: bool, changed: bool) -> None:
+    """Print every setting's value and where it came from."""
+    rows = []
+    for path, option in OPTIONS.items():
+        value = getattr(getattr(loaded.settings, option.section), option.name)
+        if not (changed and loaded.sources[path] == "default"):
+            shown = "(hidden)" if option.secret and value else value
+            rows.append((path, shown, loaded.sources[path], option.unit))
+    if as_json:
+        content = {path: {"value": value, "source": source} for path, value, source, _ in rows}
+        click.echo(json.dumps({"settings": content, "warnings": list(loaded.warnings)}, indent=2))
+        return
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    for path, value, source, unit in rows:
+        table.add_row(path, f"{_plain(value)}{f' {unit}' if unit and isinstance(value, (int, float)) else ''}", source)
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    _warn(loaded)
+
+
+@config.command("reference", hidden=True)
+def config_reference() -> None:
+    """Print docs/configuration.md."""
+    from everfold.cli.reference import settings_page
+
+    click.echo(settings_page(), nl=False)
+
+
+@everfold.group()
+def setup() -> None:
+    """Fetch what is needed once."""
+
+
+@setup.command("broker")
+def setup_broker() -> None:
+    """Fetch Kafka's jars and make the embedded broker's start-up caches."""
+    from everfold.runtime.broker import BrokerError, prepare
+
+    try:
+        prepared = prepare(lambda text: click.echo(text, err=True))
+    except BrokerError as error:
+        _fail(str(error))
+    click.echo(f"Kafka {prepared.kafka_version} is ready.")
+
+
+def _serve_one(loaded: Loaded, role: str) -> None:
+    from everfold.cli import serve
+
+    _run(loaded, lambda: serve.run(serve.OneService(loaded.settings, role)))
+
+
+def _topology(loaded: Loaded) -> None:
+    from everfold.cli import processors
+
+    _run(loaded, lambda: processors.run(loaded.settings))
+
+
+def _run(loaded: Loaded, work: Any) -> None:
+    settings = loaded.settings
+    log.configure(settings.log.level, settings.log.format)
+    _warn(loaded)
+    try:
+        work()
+    except Fatal as error:
+        _fail(str(error))
+
+
+def _warn(loaded: Loaded) -> None:
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"everfold: {text}", err=True)
+    sys.exit(1)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return str(dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value)
