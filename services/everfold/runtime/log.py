@@ -35,6 +35,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     terminal = stream.isatty()
     as_json = format == "json" or (format == "auto" and not terminal)
     shared: list[structlog.types.Processor] = [
+        *([_drop] if level == "never" else []),
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S.%f", utc=as_json, key="time"),
@@ -54,7 +55,8 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         ]
     structlog.configure(
         processors=[*shared, *renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        # structlog knows the standard levels only; `never` is above all of them.
+        wrapper_class=structlog.make_filtering_bound_logger(min(number, logging.CRITICAL)),
         logger_factory=_NamedLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
@@ -66,6 +68,10 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         )
     )
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def _drop(_logger: Any, _method: str, _event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    raise structlog.DropEvent
 
 
 class _NamedLoggerFactory:

@@ -48,6 +48,7 @@ SHARDS_LOST: Final = _counter("shards_lost", "Shards given up because of trouble
 SHARD_LAG: Final = _gauge("shard_lag_records", "Records between the end of a shard's log and its fold.", "shard")
 SHARD_TAKE_SECONDS: Final = _histogram("shard_take_seconds", "From the assignment of a shard to serving it.")
 FOLD_BATCH_SECONDS: Final = _histogram("fold_batch_seconds", "Folding and storing one polled batch.")
+HASH_MISMATCHES: Final = _counter("hash_mismatches", "State hashes that differ from the recorded ones.", "shard")
 OUTBOX_DEPTH: Final = _gauge("outbox_depth", "Outputs not yet acknowledged by Kafka.", "shard")
 OUTPUTS_SENT: Final = _counter("outputs_sent", "Outputs sent, by topic.", "topic")
 OUTPUTS_RESENT: Final = _counter(

@@ -1,0 +1,74 @@
+"""The command line, as scripts see it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from everfold.cli.commands import everfold
+from everfold.cli.reference import settings_page, topics_page
+from everfold.runtime.config import OPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    for option in OPTIONS.values():
+        monkeypatch.delenv(option.env, raising=False)
+    monkeypatch.delenv("EVERFOLD_CONFIG", raising=False)
+    return CliRunner()
+
+
+def test_config_show_prints_values_and_where_they_came_from(cli: CliRunner) -> None:
+    result = cli.invoke(everfold, ["config", "show", "--json", "--port", "7000"], env={"EVERFOLD_LOG_LEVEL": "debug"})
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)["settings"]
+    assert shown["frontend.port"] == {"value": 7000, "source": "--port"}
+    assert shown["log.level"] == {"value": "debug", "source": "EVERFOLD_LOG_LEVEL"}
+    assert shown["history.shards"] == {"value": 4, "source": "default"}
+    assert set(shown) == set(OPTIONS)
+
+
+def test_config_show_can_be_read_by_people(cli: CliRunner) -> None:
+    result = cli.invoke(everfold, ["config", "show", "--changed", "--namespace", "a", "--namespace", "b"])
+    assert result.exit_code == 0
+    assert "setup.namespace" in result.stdout
+    assert "a, b" in result.stdout
+    assert "history.shards" not in result.stdout
+
+
+def test_a_contradiction_is_a_usage_error(cli: CliRunner) -> None:
+    result = cli.invoke(everfold, ["config", "show", "--ephemeral", "--data-dir", "/x"])
+    assert result.exit_code == 2
+    assert "Drop one" in result.output
+
+
+def test_topics_show_needs_no_broker(cli: CliRunner) -> None:
+    result = cli.invoke(everfold, ["topics", "show", "--json", "--shards", "64", "--kafka-prefix", "p."])
+    topics = {topic["name"]: topic for topic in json.loads(result.stdout)}
+    assert topics["p.shard-log"]["partitions"] == 64
+    assert topics["p.shard-log"]["config"]["message.timestamp.type"] == "LogAppendTime"
+
+
+def test_the_version_is_that_of_the_distribution(cli: CliRunner) -> None:
+    assert cli.invoke(everfold, ["--version"]).stdout.startswith("everfold, version 0.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["server start-dev", "frontend", "history", "matching", "worker", "topology worker", "topics apply", "config show"],
+)
+def test_every_command_explains_itself(cli: CliRunner, command: str) -> None:
+    result = cli.invoke(everfold, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "--kafka" in result.stdout
+
+
+@pytest.mark.parametrize(("page", "made"), [("configuration.md", settings_page), ("topics.md", topics_page)])
+def test_the_reference_pages_are_fresh(page: str, made: object) -> None:
+    assert callable(made)
+    assert (ROOT / "docs" / page).read_text() == made(), f"docs/{page} is out of date: run `make docs`"
