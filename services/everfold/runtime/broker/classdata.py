@@ -54,7 +54,7 @@ async def build_archive(runtime: Runtime, path: Path, niceness: int = 0) -> None
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return
-        if path.is_file():
+        if path.is_file():  # noqa: ASYNC240 - one look at a local file
             return
         work = Path(tempfile.mkdtemp(dir=path.parent, prefix="rehearsal-"))
         try:
@@ -82,7 +82,7 @@ async def _rehearse(runtime: Runtime, directory: Path, archive: Path, niceness: 
             options=[f"{flag}={archive}", f"-Deverfold.broker.log={data.log_file}"],
         )
         with data.out_file.open("wb") as out:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220 - tied to this thread, see `tied_to`
                 tied_to(os.getpid(), ["/usr/bin/env", "nice", "-n", str(niceness), *command] if niceness else command),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -115,9 +115,9 @@ async def _until_serving(process: subprocess.Popen[bytes], ports: Ports, data: D
 
 def _use(bootstrap: str) -> None:
     """Loads the classes behind topics and produce requests."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})
     for future in admin.create_topics([NewTopic("rehearsal", 1, 1)]).values():
         future.result(timeout=20)
-    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "log_level": 2})
     producer.produce("rehearsal", b"value", b"key", partition=0)
     producer.flush(20)

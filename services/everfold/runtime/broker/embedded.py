@@ -3,10 +3,10 @@
     stopped --start--> starting --answers--> serving --exits--> down --backoff--> starting ...
     any state --stop--> stopped
 
-Only `start` reports a failure to its caller. Once the broker has served, a death is repaired: it is started again on the
-same ports and data, so that clients simply reconnect. The process is tied to this one (`configuration.tied_to`); since
-the kernel ties it to the *thread* that started it, start and restarts happen on the event loop's thread, which must
-outlive the broker.
+Only `start` reports a failure to its caller. Once the broker has served, a death is repaired: it is started again on
+the same ports and data, so that clients simply reconnect. The process is tied to this one (`configuration.tied_to`);
+since the kernel ties it to the *thread* that started it, start and restarts happen on the event loop's thread, which
+must outlive the broker.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class EmbeddedBroker:
         log.info("broker serves", bootstrap=self.bootstrap, pid=self.pid, seconds=round(time.monotonic() - began, 2))
 
     async def stop(self) -> None:
-        """Ends the broker cleanly, or by force after `STOP_SECONDS_MAX`. Safe to call twice, and after a failed start."""
+        """Ends the broker cleanly, after `STOP_SECONDS_MAX` by force. Safe to call twice, and after a failed start."""
         self._stopping = True
         for task in (self._supervisor, self._archiver):
             if task is not None:
@@ -183,7 +183,8 @@ class EmbeddedBroker:
             heap_mb=self._heap_mb,
             options=[f"-Deverfold.broker.log={self._data.log_file}", f"-XX:ErrorFile={self._data.path}/java-crash.log"],
         )
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("KAFKA_", "JAVA_TOOL"))}
+        theirs = ("KAFKA_", "JAVA_TOOL")  # meant for another Java program; would change this one's flags
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
         # glibc gives each thread a heap of its own, which costs a JVM with 60 threads tens of megabytes.
         environment["MALLOC_ARENA_MAX"] = "2"
         with self._data.out_file.open("wb") as out:

@@ -82,7 +82,7 @@ def ensure_jars(progress: Progress) -> Path:
     lib = installation / "lib"
     if lib.is_dir():
         return lib
-    with locked(installation.with_suffix(".lock")):
+    with locked(installation.parent / f"{installation.name}.lock"):
         if not lib.is_dir():
             installation.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=installation, prefix="fetch-") as work:
@@ -109,7 +109,8 @@ def _fetch(jars: list[Jar], into: Path, work: Path, progress: Progress) -> None:
     raise FetchFailed(
         "The Kafka broker's jars could not be fetched from Maven Central ("
         + "; ".join(troubles)
-        + "). Check the network (Maven reads mirrors from ~/.m2/settings.xml), or use a cluster of your own: --kafka HOST:PORT."
+        + "). Check the network (Maven reads mirrors from ~/.m2/settings.xml), "
+        "or use a cluster of your own: --kafka HOST:PORT."
     )
 
 

