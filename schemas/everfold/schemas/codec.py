@@ -1,20 +1,25 @@
-"""Records to bytes and back: Avro in Confluent framing (a zero byte, the schema's id, big-endian, then the binary record)."""
+"""Records to bytes and back: Avro in Confluent framing (a zero byte, the schema's id, big-endian, then the binary record).
+
+`encode` and `decode` take any record; the functions named for a record (`encode_shard_record`, …) are the same without the
+look-up. A reader takes the bytes of every version ever released and of no other; `Undecodable` says what is wrong with the rest.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
 import fastavro
 
-from everfold.schemas import registry
+from everfold.schemas import compiler, registry
 
 Record = dict[str, Any]
 
-NAMESPACE: Final = "everfold."
 _BODY: Final = {
+    # kind -> branch; every other kind has a Request
     "GENESIS": "Genesis",
     "SHARD_TAKEN": "ShardTaken",
     "SETTINGS_CHANGED": "SettingsChanged",
@@ -62,30 +67,49 @@ class UnknownSchema(Undecodable):
         self.schema_id = schema_id
 
 
+@dataclass(frozen=True)
+class _Codec:
+    """How this build writes one record, and how it reads one with the bytes of the same schema."""
+
+    head: bytes
+    write: compiler.Writer
+    read: compiler.Reader
+
+
 @cache
-def _writer(name: str) -> tuple[bytes, Any]:
+def _codec(name: str) -> _Codec:
     schema = registry.current(name)
-    return b"\0" + schema.id.to_bytes(4, "big"), fastavro.parse_schema(schema.raw)
+    begin = head(schema.id)
+    if name == "ShardRecord":
+        writer = compiler.compile_writer(schema.raw, begin, branch_of=lambda record: body_of(record["kind"]))
+        return _Codec(begin, writer, compiler.compile_reader(schema.raw, tagged=False))
+    return _Codec(begin, compiler.compile_writer(schema.raw, begin), compiler.compile_reader(schema.raw))
+
+
+def head(schema_id: int) -> bytes:
+    """What a record of that schema begins with."""
+    return b"\0" + schema_id.to_bytes(4, "big")
 
 
 def encode(name: str, record: Mapping[str, Any]) -> bytes:
-    """The record in Confluent framing. Branches of unions of records are given as `(branch name, dict)`."""
-    head, parsed = _writer(name)
-    if "body" in record:
-        body = record["body"]
-        branch, fields = body if isinstance(body, tuple) else (body_of(record["kind"]), body)
-        record = {**record, "body": (branch if "." in branch else NAMESPACE + branch, fields)}
-    out = io.BytesIO()
-    out.write(head)
-    fastavro.schemaless_writer(out, parsed, record)
-    return out.getvalue()
+    """The record in Confluent framing, with the schema of this build.
+
+    Fields that have a default may be left out. A value of a union of records is `(branch name, dict)`; the body of a
+    ShardRecord may also be the dict alone, since its branch follows from the kind.
+
+    Raises:
+        KeyError, OverflowError, TypeError, AttributeError: the record is not what the schema says, a defect of the caller.
+    """
+    return _codec(name).write(record)
 
 
 def decode(data: bytes) -> tuple[str, Record]:
-    """The record's name and fields.
+    """The record's name, and its fields as the current schema has them, whatever version wrote it.
+
+    A value of a union of records is `(branch name, dict)`, without Avro namespace; the body of a ShardRecord is the dict alone.
 
     Raises:
-        Undecodable: not framed, truncated, too long, or otherwise not what its schema says.
+        Undecodable: not framed, truncated, too long, nested too deeply, or otherwise not what its schema says.
         UnknownSchema: the id is not in the lock file.
     """
     if len(data) < 5 or data[0] != 0:
@@ -94,24 +118,85 @@ def decode(data: bytes) -> tuple[str, Record]:
     known = registry.ids().get(schema_id)
     if known is None:
         raise UnknownSchema(schema_id)
-    _, parsed = _writer(known[0])
-    stream = io.BytesIO(data)
-    stream.seek(5)
+    name, version = known
+    if not version:
+        return name, _read(_codec(name).read, name, data)
+    return name, _older(schema_id, name)(data)
+
+
+def _read(read: compiler.Reader, name: str, data: bytes) -> Record:
     try:
-        record: Any = fastavro.schemaless_reader(stream, parsed, None, return_record_name=known[0] == "Command", return_record_name_override=True)
+        record, end = read(data, 5)
+    except MemoryError:
+        raise
+    except IndexError as error:
+        raise Undecodable(
+            f"not a {name}: it is cut off, or has a symbol or branch that its schema does not know"
+        ) from error
     except Exception as error:
-        raise Undecodable(f"not a {known[0]}: {error}") from error
-    if stream.tell() != len(data):
-        raise Undecodable(f"{len(data) - stream.tell()} bytes after the end of the {known[0]}")
-    return known[0], record
+        raise Undecodable(f"not a {name}: {error}") from error
+    if end != len(data):
+        raise Undecodable(
+            f"not a {name}: it " + ("is cut off" if end > len(data) else f"goes on for {len(data) - end} bytes")
+        )
+    return record
 
 
-def _encoder(name: str) -> Callable[[Mapping[str, Any]], bytes]:
-    return lambda record: encode(name, record)
+@cache
+def _older(schema_id: int, name: str) -> Callable[[bytes], Record]:
+    """A reader for a released schema: checked with the writer's schema first, then resolved to the current one by fastavro."""
+    written = registry.by_id(schema_id).raw
+    check = compiler.compile_reader(written)
+    writer = fastavro.parse_schema(_plain(written))
+    reader = fastavro.parse_schema(_plain(registry.current(name).raw))
+
+    def read(data: bytes) -> Record:
+        _read(check, name, data)
+        stream = io.BytesIO(data)
+        stream.seek(5)
+        try:
+            record: Any = fastavro.schemaless_reader(
+                stream, writer, reader, return_record_name=name != "ShardRecord", return_record_name_override=True
+            )
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise Undecodable(f"a {name} of an older version that cannot be brought up to date: {error}") from error
+        shortened: Record = _short(record)
+        return shortened
+
+    return read
+
+
+def _plain(schema: Any) -> Any:
+    """The schema without logical types, so that a timestamp stays a number."""
+    if isinstance(schema, list):
+        return [_plain(item) for item in schema]
+    if isinstance(schema, dict):
+        return {
+            key: value if key == "default" else _plain(value) for key, value in schema.items() if key != "logicalType"
+        }
+    return schema
+
+
+def _short(value: Any) -> Any:
+    """The value with branch names as everywhere here, without their Avro namespace."""
+    if isinstance(value, tuple):
+        return value[0].rpartition(".")[2], _short(value[1])
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return value
 
 
 def _decoder(name: str) -> Callable[[bytes], Record]:
+    codec = _codec(name)
+    head, read = codec.head, codec.read
+
     def decode_one(data: bytes) -> Record:
+        if data[:5] == head:
+            return _read(read, name, data)
         found, record = decode(data)
         if found != name:
             raise Undecodable(f"expected a {name}, found a {found}")
@@ -120,20 +205,21 @@ def _decoder(name: str) -> Callable[[bytes], Record]:
     return decode_one
 
 
-encode_shard_record = _encoder("ShardRecord")
-decode_shard_record = _decoder("ShardRecord")
-encode_history_batch = _encoder("HistoryBatch")
-decode_history_batch = _decoder("HistoryBatch")
-encode_workflow_task = _encoder("WorkflowTask")
-decode_workflow_task = _decoder("WorkflowTask")
-encode_activity_task = _encoder("ActivityTask")
-decode_activity_task = _decoder("ActivityTask")
-encode_visibility = _encoder("VisibilityRecord")
-decode_visibility = _decoder("VisibilityRecord")
-encode_namespace = _encoder("Namespace")
-decode_namespace = _decoder("Namespace")
-encode_member = _encoder("Member")
-decode_member = _decoder("Member")
-encode_rejected_command = _encoder("RejectedCommand")
-decode_rejected_command = _decoder("RejectedCommand")
-decode_command = _decoder("Command")
+encode_shard_record: Final = _codec("ShardRecord").write
+decode_shard_record: Final = _decoder("ShardRecord")
+encode_history_batch: Final = _codec("HistoryBatch").write
+decode_history_batch: Final = _decoder("HistoryBatch")
+encode_workflow_task: Final = _codec("WorkflowTask").write
+decode_workflow_task: Final = _decoder("WorkflowTask")
+encode_activity_task: Final = _codec("ActivityTask").write
+decode_activity_task: Final = _decoder("ActivityTask")
+encode_visibility: Final = _codec("VisibilityRecord").write
+decode_visibility: Final = _decoder("VisibilityRecord")
+encode_namespace: Final = _codec("Namespace").write
+decode_namespace: Final = _decoder("Namespace")
+encode_member: Final = _codec("Member").write
+decode_member: Final = _decoder("Member")
+encode_rejected_command: Final = _codec("RejectedCommand").write
+decode_rejected_command: Final = _decoder("RejectedCommand")
+encode_command: Final = _codec("Command").write
+decode_command: Final = _decoder("Command")

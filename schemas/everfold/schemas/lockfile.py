@@ -51,12 +51,20 @@ def with_release(lock: dict[str, Any], version: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None, here: Path = HERE) -> int:
     """Brings the lock file up to date; see the module."""
-    parser = argparse.ArgumentParser(prog="everfold.schemas.lockfile", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--release", metavar="VERSION", help="freeze the current schemas as those of a released version")
+    parser = argparse.ArgumentParser(
+        prog="everfold.schemas.lockfile", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument(
+        "--release", metavar="VERSION", help="freeze the current schemas as those of a released version"
+    )
     arguments = parser.parse_args(argv)
     path = here / "registry.lock.json"
     lock = json.loads(path.read_text()) if path.exists() else {}
-    avsc = {name: (here / "avsc" / f"{name}.avsc").read_text() for name in RECORDS if (here / "avsc" / f"{name}.avsc").exists()}
+    avsc = {
+        name: (here / "avsc" / f"{name}.avsc").read_text()
+        for name in RECORDS
+        if (here / "avsc" / f"{name}.avsc").exists()
+    }
     lock = updated(lock, {name: fingerprint(json.loads(text)) for name, text in avsc.items()})
     if arguments.release:
         try:
