@@ -1,1 +1,1 @@
-"""What Everfold writes to Kafka: topics, Avro schemas, and the codec. Needs no other part of Everfold but the kernel."""
+"""What Everfold writes to Kafka: topics, Avro schemas, and the codec. Needs nothing else of Everfold but the kernel."""

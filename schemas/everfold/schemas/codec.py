@@ -1,7 +1,8 @@
-"""Records to bytes and back: Avro in Confluent framing (a zero byte, the schema's id, big-endian, then the binary record).
+"""Records to bytes and back: Avro in Confluent framing (a zero byte, the schema's id in four, then the record).
 
-`encode` and `decode` take any record; the functions named for a record (`encode_shard_record`, …) are the same without the
-look-up. A reader takes the bytes of every version ever released and of no other; `Undecodable` says what is wrong with the rest.
+`encode` and `decode` take any record; the functions named for a record (`encode_shard_record`, …) are the same without
+the look-up. A reader takes the bytes of every version ever released and of no other; `Undecodable` says what is wrong
+with the rest.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def encode(name: str, record: Mapping[str, Any]) -> bytes:
     ShardRecord may also be the dict alone, since its branch follows from the kind.
 
     Raises:
-        KeyError, OverflowError, TypeError, AttributeError: the record is not what the schema says, a defect of the caller.
+        KeyError, OverflowError, TypeError, AttributeError: the record is not what the schema says, a defect of the
+        caller.
     """
     return _codec(name).write(record)
 
@@ -106,7 +108,8 @@ def encode(name: str, record: Mapping[str, Any]) -> bytes:
 def decode(data: bytes) -> tuple[str, Record]:
     """The record's name, and its fields as the current schema has them, whatever version wrote it.
 
-    A value of a union of records is `(branch name, dict)`, without Avro namespace; the body of a ShardRecord is the dict alone.
+    A value of a union of records is `(branch name, dict)`, without Avro namespace; the body of a ShardRecord is the
+    dict alone.
 
     Raises:
         Undecodable: not framed, truncated, too long, nested too deeply, or otherwise not what its schema says.
@@ -144,7 +147,9 @@ def _read(read: compiler.Reader, name: str, data: bytes) -> Record:
 
 @cache
 def _older(schema_id: int, name: str) -> Callable[[bytes], Record]:
-    """A reader for a released schema: checked with the writer's schema first, then resolved to the current one by fastavro."""
+    """A reader for a released schema: checked with the writer's schema first, then resolved to the current one by
+    fastavro.
+    """
     written = registry.by_id(schema_id).raw
     check = compiler.compile_reader(written)
     writer = fastavro.parse_schema(_plain(written))

@@ -1,9 +1,9 @@
 """From an Avro schema to Python functions that write and read it.
 
-fastavro interprets a schema for each value. The engine encodes and decodes several records per request on the one thread
-that does everything, so here the schema is turned into straight-line Python once, as `dataclasses` does for classes:
-a shard record is written in about a third of fastavro's time and read in half (docs/decisions/0002). The bytes are those
-that fastavro writes, which a property test holds for every schema.
+fastavro interprets a schema for each value. The engine encodes and decodes several records per request on the one
+thread that does everything, so here the schema is turned into straight-line Python once, as `dataclasses` does for
+classes: a shard record is written in about a third of fastavro's time and read in half (docs/decisions/0002). The bytes
+are those that fastavro writes, which a property test holds for every schema.
 
 What the functions take and give:
 
@@ -12,9 +12,9 @@ What the functions take and give:
     enum    -> the symbol
     bytes, string, int, long, float, double, boolean, array, map -> as one expects
 
-Logical types are not interpreted: a timestamp is its number. Readers refuse what is truncated, negative where it cannot be,
-beyond its symbols or branches, or nested deeper than `DEPTH_MAX`; they raise ValueError, IndexError, UnicodeDecodeError
-or struct.error, and never trust a length to allocate anything.
+Logical types are not interpreted: a timestamp is its number. Readers refuse what is truncated, negative where it cannot
+be, beyond its symbols or branches, or nested deeper than `DEPTH_MAX`; they raise ValueError, IndexError,
+UnicodeDecodeError or struct.error, and never trust a length to allocate anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Schema = Any
 Writer = Callable[[Mapping[str, Any]], bytes]
 Reader = Callable[[bytes, int], tuple[dict[str, Any], int]]
 
-_PRIMITIVES: Final = frozenset(["null", "boolean", "int", "long", "float", "double", "bytes", "string"])
+PRIMITIVES: Final = frozenset(["null", "boolean", "int", "long", "float", "double", "bytes", "string"])
 
 
 def full_name(schema: Mapping[str, Any], namespace: str) -> str:
@@ -48,7 +48,7 @@ def resolved(schema: Schema, namespace: str = "", names: dict[str, Any] | None =
     """The schema with full names everywhere and named types replaced by their names, and those types by name."""
     names = {} if names is None else names
     if isinstance(schema, str):
-        if schema in _PRIMITIVES:
+        if schema in PRIMITIVES:
             return schema, names
         return (schema if "." in schema or not namespace else f"{namespace}.{schema}"), names
     if isinstance(schema, list):
@@ -70,7 +70,9 @@ def resolved(schema: Schema, namespace: str = "", names: dict[str, Any] | None =
 
 
 def default_value(schema: Schema, value: Any, names: Mapping[str, Any]) -> Any:
-    """A field's default as the functions here would read it: JSON has no bytes, and a union's default is of its first branch."""
+    """A field's default as the functions here would read it: JSON has no bytes, and a union's default is of its first
+    branch.
+    """
     if isinstance(schema, list):
         return default_value(schema[0], value, names)
     if schema == "bytes":
@@ -160,7 +162,9 @@ class _WriterSource(_Source):
         return self.made[key]
 
     def parts(self, schema: Schema, value: str, lines: list[str]) -> list[str]:
-        """Expressions whose concatenation is the value's encoding. `value` is a name, evaluated as often as one likes."""
+        """Expressions whose concatenation is the value's encoding. `value` is a name, evaluated as often as one
+        likes.
+        """
         if schema == "null":
             return []
         if schema == "boolean":
@@ -229,7 +233,8 @@ class _WriterSource(_Source):
             if schema["type"] == "array":
                 loop = f"out += map({self.function(schema['items'])}, v)"
             else:
-                loop = f"for key, item in v.items(): out.append(string(key)); out.append({self.function(schema['values'])}(item))"
+                value = self.function(schema["values"])
+                loop = f"for key, item in v.items(): out += (string(key), {value}(item))"
             self.functions.append(
                 f"def {name}(v):\n    out = [long(len(v))]\n    {loop}\n    out.append(b'\\0')\n    return join(out)\n"
             )
@@ -237,7 +242,9 @@ class _WriterSource(_Source):
 
 
 class _ReaderSource(_Source):
-    """Statements that take a value from `b` at `p` and leave it in a name. Functions are `f(b, p, depth) -> (value, p)`."""
+    """Statements that take a value from `b` at `p` and leave it in a name. Functions are `f(b, p, depth) -> (value,
+    p)`.
+    """
 
     def __init__(self, names: Mapping[str, Any], constants: dict[str, Any], tagged: bool) -> None:
         super().__init__(names, constants)
@@ -334,8 +341,8 @@ class _ReaderSource(_Source):
             lines.append(f"out.append({value})" if array else f"out[k] = {value}")
             steps = "".join(f"            {line}\n" for line in lines)
             self.functions.append(
-                f"def {name}(b, p, depth):\n    out = {'[]' if array else '{}'}\n    while True:\n        n, p = block(b, p)\n"
-                f"        if not n: return out, p\n        for _ in range(n):\n{steps}"
+                f"def {name}(b, p, depth):\n    out = {'[]' if array else '{}'}\n"
+                f"    while True:\n        n, p = block(b, p)\n        if not n: return out, p\n        for _ in range(n):\n{steps}"
             )
         return self.made[key]
 
@@ -362,8 +369,8 @@ def compile_writer(
         branch_of: of a record, the branch of its union of records, where the value is not given with it.
 
     Raises:
-        (the function) KeyError for a missing field or an unknown symbol or branch, OverflowError for a number out of range,
-        AttributeError or TypeError for a value of another type.
+        (the function) KeyError for a missing field or an unknown symbol or branch, OverflowError for a number out of
+        range, AttributeError or TypeError for a value of another type.
     """
     root, names = resolved(schema)
     constants: dict[str, Any] = {
@@ -386,7 +393,8 @@ def compile_writer(
 
 
 def compile_reader(schema: Schema, tagged: bool = True) -> Reader:
-    """A function from bytes and a position to a record and the position after it, which may lie beyond the end: check it.
+    """A function from bytes and a position to a record and the position after it, which may lie beyond the end: check
+    it.
 
     Args:
         schema: the record's schema, as JSON.

@@ -4,13 +4,14 @@ The file is checked in, and a test holds that it is what this module makes. The 
 
     message              record of the same full name (nested: Outer_Inner, which Java can compile too)
     one message, oneof   null or the value, default null
-    scalar               its Avro type with protobuf's default; uint32 is a long; with explicit presence, null or the value
+    scalar               its Avro type, default protobuf's (uint32: a long); with explicit presence, null or the value
     enum                 enum of protobuf's value names, the zero value being the default
     repeated, map        array, map
-    Timestamp, Duration  record of seconds and nanos, since nanoseconds in a long end in 2262 and timeouts do not
+    Timestamp, Duration  record of seconds and nanos: nanoseconds in a long end in 2262, and timeouts may not
 
-The event itself is flattened into the envelope, and its attributes are a union of one record per event type. A union cannot
-grow without breaking readers of older schemas, so an event type that came after the first release is an `OtherAttributes`.
+The event itself is flattened into the envelope, and its attributes are a union of one record per event type. A union
+cannot grow without breaking readers of older schemas, so an event type that came after the first release is an
+`OtherAttributes`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ def avro_name(descriptor: Descriptor | EnumDescriptor) -> str:
     return f"{package}.{descriptor.full_name[len(package) + 1 :].replace('.', '_')}"
 
 
+def message_of(field: FieldDescriptor) -> Descriptor:
+    """The message type of a field that has one."""
+    assert field.message_type is not None, field.full_name
+    return field.message_type
+
+
 def is_map(field: FieldDescriptor) -> bool:
     """Whether a protobuf field is a map."""
     return field.message_type is not None and field.message_type.GetOptions().map_entry
@@ -78,7 +85,7 @@ class _Generator:
 
     def field(self, field: FieldDescriptor) -> dict[str, Any]:
         if is_map(field):
-            values, _ = self.single(field.message_type.fields_by_name["value"])
+            values, _ = self.single(message_of(field).fields_by_name["value"])
             return {"name": field.name, "type": {"type": "map", "values": values}, "default": {}}
         kind, default = self.single(field)
         if field.is_repeated:
@@ -133,7 +140,7 @@ def _attribute_fields() -> list[FieldDescriptor]:
     latest = json.loads(registry.avsc_text("HistoryEvent", list(released)[-1]))
     union = next(field["type"] for field in latest["fields"] if field["name"] == "attributes")
     closed = [f"{b['namespace']}.{b['name']}" for b in union if isinstance(b, dict) and b["name"] != OTHER]
-    by_name = {avro_name(field.message_type): field for field in fields}
+    by_name = {avro_name(message_of(field)): field for field in fields}
     return [by_name[name] for name in closed]
 
 
@@ -184,7 +191,7 @@ def generate() -> dict[str, Any]:
     attributes = {field.name for field in EVENT.oneofs_by_name["attributes"].fields}
     rest = [f for f in EVENT.fields if f.name not in attributes and f.name not in ENVELOPE_BY_HAND]
     envelope += [generator.field(field) for field in rest]
-    union = ["null", *(generator.record(field.message_type) for field in _attribute_fields()), other]
+    union = ["null", *(generator.record(message_of(field)) for field in _attribute_fields()), other]
     envelope.append({"name": "attributes", "type": union, "default": None, "doc": "What the event says, by its type."})
     return {
         "type": "record",

@@ -1,10 +1,12 @@
 """History events between protobuf and the typed Avro record HistoryEvent, without loss for every field that is known.
 
-Writing goes from the protobuf message straight to Avro's bytes: of a message with forty fields few are set, so each record
-starts as a copy of its encoded defaults, in which the fields that are set replace theirs. That costs a fraction of
-building a dict and encoding it. Reading gives the dict, as for every record (`codec.decode`), and `to_protobuf` goes on from it.
+Writing goes from the protobuf message straight to Avro's bytes: of a message with forty fields few are set, so each
+record starts as a copy of its encoded defaults, in which the fields that are set replace theirs. That costs a fraction
+of building a dict and encoding it. Reading gives the dict, as for every record (`codec.decode`), and `to_protobuf` goes
+on from it.
 
-An event type that the schema does not know, or an event without attributes of its own, travels whole, as `OtherAttributes`.
+An event type that the schema does not know, or an event without attributes of its own, travels whole, as
+`OtherAttributes`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from everfold.schemas.event_schema import (
     event_types,
     is_map,
     is_nullable,
+    message_of,
 )
 from everfold.schemas.varint import long, text
 
@@ -38,9 +41,11 @@ _DOUBLE: Final = struct.Struct("<d").pack
 _SYMBOL_OF: Final = {number: symbol for symbol, number in event_types()}
 _NUMBER_OF: Final = dict(event_types())
 _ATTRIBUTES: Final = EVENT.oneofs_by_name["attributes"].fields
-_ATTRIBUTES_BY_NAME: Final = {avro_name(f.message_type).rpartition(".")[2]: f for f in _ATTRIBUTES}
+_ATTRIBUTES_BY_NAME: Final = {avro_name(message_of(f)).rpartition(".")[2]: f for f in _ATTRIBUTES}
 _REST: Final = [
-    f for f in EVENT.fields if f.name not in ENVELOPE_BY_HAND and f.containing_oneof is not _ATTRIBUTES[0].containing_oneof
+    f
+    for f in EVENT.fields
+    if f.name not in ENVELOPE_BY_HAND and f.containing_oneof is not _ATTRIBUTES[0].containing_oneof
 ]
 
 
@@ -114,7 +119,7 @@ def _map(inner: Encode) -> Encode:
 def _field(field: FieldDescriptor) -> tuple[Encode, bytes]:
     """How a field that is set is written, and what stands for it while it is not."""
     if is_map(field):
-        return _map(_single(field.message_type.fields_by_name["value"])[0]), b"\0"
+        return _map(_single(message_of(field).fields_by_name["value"])[0]), b"\0"
     inner, default = _single(field)
     if field.is_repeated:
         return _array(inner), b"\0"
@@ -147,7 +152,9 @@ def _message(descriptor: Descriptor) -> Encode:
 
 @cache
 def _envelope() -> tuple[bytes, compiler.Writer, dict[int, bytes], dict[int, tuple[bytes, Encode]], bytes]:
-    """The frame's head, the writer of the context, symbol and attribute tables by number, and the head of OtherAttributes."""
+    """The frame's head, the writer of the context, symbol and attribute tables by number, and the head of
+    OtherAttributes.
+    """
     schema = registry.current("HistoryEvent")
     fields = schema.raw["fields"]
     context = {**schema.raw, "fields": fields[: len(EventContext._fields)]}
@@ -155,7 +162,7 @@ def _envelope() -> tuple[bytes, compiler.Writer, dict[int, bytes], dict[int, tup
     symbols = {number: long(by_name["event_type"]["symbols"].index(symbol)) for number, symbol in _SYMBOL_OF.items()}
     branches = {branch["name"]: long(i) for i, branch in enumerate(by_name["attributes"]) if i}
     attributes = {
-        field.number: (branches[name], _message(field.message_type))
+        field.number: (branches[name], _message(message_of(field)))
         for name, field in _ATTRIBUTES_BY_NAME.items()
         if name in branches
     }
@@ -219,7 +226,7 @@ def _setter(field: FieldDescriptor) -> Callable[[Any, Any], None]:
     name = field.name
     numbers = {value.name: value.number for value in field.enum_type.values} if field.enum_type is not None else None
     if is_map(field):
-        value_type = field.message_type.fields_by_name["value"].message_type
+        value_type = message_of(field).fields_by_name["value"].message_type
         if value_type is None:
             return lambda message, value: getattr(message, name).update(value)
         fill_value = _filler(value_type)
@@ -292,7 +299,7 @@ def to_protobuf(record: Mapping[str, Any]) -> message_pb2.HistoryEvent:
         field = _ATTRIBUTES_BY_NAME[name]
         target = getattr(event, field.name)
         target.SetInParent()
-        _filler(field.message_type)(target, attributes)
+        _filler(message_of(field))(target, attributes)
     return event
 
 

@@ -1,8 +1,8 @@
 """Writes the lock file: `python -m everfold.schemas.lockfile [--release VERSION]`.
 
-Without an option, ids are brought up to date with the `.avsc` files: a record keeps its id while it is unchanged or while the
-id was never released, and gets the next free one otherwise. With `--release`, the current schemas are copied to
-`released/VERSION/` and entered as that version; that is done once, when the version is tagged.
+Without an option, ids are brought up to date with the `.avsc` files: a record keeps its id while it is unchanged or
+while the id was never released, and gets the next free one otherwise. With `--release`, the current schemas are copied
+to `released/VERSION/` and entered as that version; that is done once, when the version is tagged.
 """
 
 from __future__ import annotations

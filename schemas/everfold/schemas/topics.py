@@ -1,4 +1,4 @@
-"""The topics: names, who partitions them how, how long they keep, and what each carries. One table; everything else reads it.
+"""The topics: names, who partitions them how, how long they keep, what each carries. Everything else reads this table.
 
 `partitions` is SHARDS (one per history shard), TASKS (one per task partition) or a number. Every topic uses
 LogAppendTime, so that a record's timestamp is the broker's and the shard clock can rest on it.
@@ -61,13 +61,23 @@ _TASKS: Final = {
 }
 
 COMMANDS: Final = Topic("commands", SHARDS, "Command", "written by anyone, read by the history owners", _BY_TIME)
-SHARD_LOG: Final = Topic("shard-log", SHARDS, "ShardRecord", "the truth: written and read by the history owners", _FOR_EVER)
-COMMANDS_REJECTED: Final = Topic("commands-rejected", 1, "RejectedCommand", "written by history, read by operators", _BY_TIME)
-HISTORY: Final = Topic("history", SHARDS, "HistoryBatch", "written by history, read by the topology and auditors", _BY_TIME)
-EVENTS: Final = Topic("events", SHARDS, "HistoryEvent", "written by the topology from history, read by anyone", _BY_TIME)
+SHARD_LOG: Final = Topic(
+    "shard-log", SHARDS, "ShardRecord", "the truth: written and read by the history owners", _FOR_EVER
+)
+COMMANDS_REJECTED: Final = Topic(
+    "commands-rejected", 1, "RejectedCommand", "written by history, read by operators", _BY_TIME
+)
+HISTORY: Final = Topic(
+    "history", SHARDS, "HistoryBatch", "written by history, read by the topology and auditors", _BY_TIME
+)
+EVENTS: Final = Topic(
+    "events", SHARDS, "HistoryEvent", "written by the topology from history, read by anyone", _BY_TIME
+)
 WORKFLOW_TASKS: Final = Topic("workflow-tasks", TASKS, "WorkflowTask", "written by history, read by matching", _TASKS)
 ACTIVITY_TASKS: Final = Topic("activity-tasks", TASKS, "ActivityTask", "written by history, read by matching", _TASKS)
-VISIBILITY: Final = Topic("visibility", SHARDS, "VisibilityRecord", "written by history, read by the topology", _BY_TIME)
+VISIBILITY: Final = Topic(
+    "visibility", SHARDS, "VisibilityRecord", "written by history, read by the topology", _BY_TIME
+)
 NAMESPACES: Final = Topic("namespaces", 1, "Namespace", "written by shard 0, read by every service", _COMPACTED)
 CLUSTER: Final = Topic("cluster", 1, "Member", "written and read by every service", _COMPACTED)
 
