@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from everfold.runtime.config import Settings
+from everfold.runtime.kafka import KafkaSettings, KafkaTrouble
+from everfold.runtime.lifecycle import Fatal
+from everfold.runtime.topics_admin import REPLICATION_MIN, ClusterShape, apply_topics, check_topics
 from everfold.schemas.topics import TOPICS, full_name
 
 
@@ -34,3 +37,43 @@ def show(settings: Settings, *, as_json: bool) -> None:
         name = full_name(settings.kafka.prefix, topic)
         table.add_row(name, str(topic.partition_count(shards, partitions)), topic.value, topic.help)
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def apply(settings: Settings, *, dry_run: bool, as_json: bool) -> None:
+    """Create or mend the topics; with `dry_run` only say what would be done. Raises Fatal when that is not possible."""
+    try:
+        if dry_run:
+            differences = check_topics(kafka_settings(settings), cluster_shape(settings))
+        else:
+            differences = apply_topics(kafka_settings(settings), cluster_shape(settings))
+    except KafkaTrouble as error:
+        raise Fatal(str(error)) from None
+    if as_json:
+        rows = [
+            {"topic": d.topic, "what": d.what, "expected": d.expected, "found": d.found, "mendable": d.mendable}
+            for d in differences
+        ]
+        click.echo(json.dumps({"applied": not dry_run, "differences": rows}, indent=2))
+        return
+    for difference in differences:
+        click.echo(f"{'would mend' if dry_run else 'mended'}  {difference}")
+    if not differences:
+        click.echo("All topics are as they must be.")
+
+
+def kafka_settings(settings: Settings) -> KafkaSettings:
+    """How to reach Kafka. Raises Fatal when no cluster is named."""
+    if not settings.kafka.bootstrap:
+        raise Fatal("No Kafka cluster is named. Give --kafka HOST:PORT (or EVERFOLD_KAFKA_BOOTSTRAP).")
+    return KafkaSettings(settings.kafka.bootstrap, settings.kafka.prefix, settings.kafka.properties)
+
+
+def cluster_shape(settings: Settings) -> ClusterShape:
+    """What the topics must look like."""
+    single = settings.kafka.single_broker
+    return ClusterShape(
+        shards=settings.history.shards,
+        task_partitions=settings.matching.partitions,
+        replication=settings.kafka.replication or (1 if single else REPLICATION_MIN),
+        single_broker=single,
+    )

@@ -34,7 +34,7 @@ class KafkaSettings:
     properties: dict[str, str] = setting(
         {}, "Further librdkafka properties, such as security.protocol, for every client.", flag="--kafka-property"
     )
-    replication: int = setting(0, "Replicas of each topic created; 0 means 3, or 1 on the embedded broker.", minimum=0)
+    replication: int = setting(0, "Replicas of each topic created; 0 means 3, or 1 with --single-broker.", minimum=0)
     single_broker: bool = setting(
         False, "Accept a cluster that cannot keep three replicas; a lost disk then loses data.", flag="--single-broker"
     )

@@ -1,0 +1,87 @@
+"""The wheel: a good citizen of site-packages, complete, and enough to run from an empty directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this tree, built by the build backend itself: nothing is fetched."""
+    out = tmp_path_factory.mktemp("wheel")
+    code = (
+        f"import os; os.chdir({str(ROOT)!r}); from hatchling.build import build_wheel; print(build_wheel({str(out)!r}))"
+    )
+    name = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    return out / name.split()[-1]
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty directory with a virtual environment that holds the wheel, over this environment's dependencies.
+
+    The dependencies are linked in by a path file rather than fetched again; the checkout itself is not on the path.
+    """
+    home = tmp_path_factory.mktemp("empty")
+    venv.create(home / "venv", with_pip=False)
+    site = home / "venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # addsitedir would run the checkout's own editable-install path file; a plain entry does not.
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
+    script = home / "venv" / "bin" / "everfold"
+    script.write_text(f"#!{home}/venv/bin/python\nfrom everfold.cli import main\nmain()\n")
+    script.chmod(0o755)
+    (home / "work").mkdir()
+    return home
+
+
+def run(installed: Path, *words: str) -> str:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EVERFOLD", "VIRTUAL"))}
+    done = subprocess.run(
+        [str(installed / "venv" / "bin" / words[0]), *words[1:]],
+        cwd=installed / "work", env=env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_holds_one_top_level_package_and_nothing_generic(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    top = {name.split("/")[0] for name in names}
+    assert top == {"everfold", next(name for name in top if name.endswith(".dist-info"))}
+    assert "everfold/__init__.py" not in names
+
+
+def test_the_wheel_holds_every_file_of_the_source_roots(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    tracked = subprocess.run(
+        ["git", "ls-files", "services", "schemas", "topology"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    expected = {
+        name.split("/", 1)[1] for name in tracked if name.split("/")[1] == "everfold" and (ROOT / name).is_file()
+    }
+    assert expected <= packed
+
+
+def test_the_wheel_runs_from_an_empty_directory_without_the_checkout(installed: Path) -> None:
+    assert run(installed, "everfold", "--version").startswith("everfold, version")
+    code = "import everfold.history, everfold.schemas.codec, everfold.cli.commands as c; print(c.__file__)"
+    where = run(installed, "python", "-c", code)
+    assert str(installed) in where
+
+
+def test_schemas_are_read_from_the_wheel(installed: Path) -> None:
+    code = "from everfold.schemas import codec; print(sorted(n for n in dir(codec) if n.startswith('encode'))[0])"
+    assert run(installed, "python", "-c", code).startswith("encode")
