@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import psutil
@@ -71,7 +71,8 @@ def free_ports(count: int) -> int:
 def rpc(address: str, method: str, request: bytes = b"", timeout: float = 2.0) -> bytes:
     """One unary call with a connection of its own; raises grpc.RpcError."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        answer: bytes = channel.unary_unary(method)(request, timeout=timeout)
+        call: Any = channel.unary_unary(method)
+        answer: bytes = call(request, timeout=timeout)
         return answer
 
 

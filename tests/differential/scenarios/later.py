@@ -1,0 +1,268 @@
+"""Scenarios of what the engine refuses by name so far; each is tried against the real server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from temporalio.api.enums.v1 import update_pb2, workflow_pb2
+from temporalio.api.protocol.v1 import message_pb2 as protocol_v1
+from temporalio.api.update.v1 import message_pb2 as update_v1
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from differential.scenarios import scenario
+from differential.script import CLIENT, NAMESPACE, Script, command, failure, payloads, seconds
+
+
+@scenario("6", "a child workflow completes", later="children")
+def child(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), _start_child(s))
+    tasks = _tasks_by_workflow(s, 2)
+    s.track("child")
+    s.note("parent after the child's start", tasks[s.id()])
+    s.note("child", tasks[s.id("child")])
+    s.complete(tasks[s.id()])
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+    s.complete(s.poll("with the child's result"), s.done())
+
+
+@scenario("6b", "a child is terminated with its parent", later="children")
+def child_terminated_with_parent(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), _start_child(s))
+    s.track("child")
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    s.terminate()
+    s.wait("WORKFLOW_EXECUTION_TERMINATED", "child")
+
+
+@scenario("7", "a workflow continues as new", later="continue-as-new")
+def continue_as_new(s: Script) -> None:
+    s.start()
+    s.complete(
+        s.poll(),
+        command(
+            "CONTINUE_AS_NEW_WORKFLOW_EXECUTION",
+            workflow_type={"name": "scripted"},
+            task_queue={"name": s.queue},
+            input=payloads("next"),
+            workflow_run_timeout=seconds(100),
+            workflow_task_timeout=seconds(10),
+        ),
+    )
+    s.track("wf", label="next run")
+    s.complete(s.poll("of the next run"), s.done())
+
+
+@scenario("12", "an update is accepted and completed by one workflow task", later="updates")
+def update(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    waiting = _begin_update(s, "u1")
+    task = s.poll("with the update")
+    s.complete(task, *_answer_commands(2), messages=_accept_and_complete(task))
+    s.note("outcome", waiting.result())
+    s.terminate()
+
+
+@scenario("12b", "an update is rejected without a trace", later="updates")
+def update_rejected(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    waiting = _begin_update(s, "u1")
+    task = s.poll("with the update")
+    message = task.messages[0]
+    rejection = update_v1.Rejection(
+        rejected_request_message_id=message.id,
+        rejected_request_sequencing_event_id=message.event_id,
+        failure=failure("not now"),
+    )
+    s.complete(task, messages=[_message(message, "reject", rejection)])
+    s.note("outcome", waiting.result())
+    s.terminate()
+
+
+@scenario("13", "an update arrives while a workflow task runs", later="updates")
+def update_during_task(s: Script) -> None:
+    s.start()
+    task = s.poll()
+    waiting = _begin_update(s, "u1")
+    s.signal("after the update")
+    s.complete(task, s.timer(after=60))
+    task = s.poll()
+    if not task.messages:
+        s.complete(task)
+        task = s.poll()
+    s.complete(task, *_answer_commands(2), messages=_accept_and_complete(task))
+    s.note("outcome", waiting.result())
+    s.terminate()
+
+
+@scenario("14", "update with start", later="updates")
+def update_with_start(s: Script) -> None:
+    operation = ws.ExecuteMultiOperationRequest.Operation
+    conflict = workflow_pb2.WorkflowIdConflictPolicy.Value("WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING")
+    start = s.start_fields(workflow_id_conflict_policy=conflict)
+    waiting = s.client.begin(
+        "ExecuteMultiOperation",
+        namespace=NAMESPACE,
+        operations=[
+            operation(start_workflow=ws.StartWorkflowExecutionRequest(**start)),
+            operation(update_workflow=ws.UpdateWorkflowExecutionRequest(**_update_fields(s, "u1"))),
+        ],
+    )
+    task = s.poll("with the update")
+    s.track()
+    s.complete(task, *_answer_commands(2), messages=_accept_and_complete(task))
+    s.note("outcome", waiting.result())
+    s.terminate()
+
+
+@scenario("19", "a failed workflow is retried", later="workflow retry")
+def workflow_retry(s: Script) -> None:
+    s.start(retry_policy={"initial_interval": seconds(1), "maximum_attempts": 2})
+    s.complete(s.poll(), command("FAIL_WORKFLOW_EXECUTION", failure=failure("first")))
+    s.track("wf", label="second attempt")
+    s.complete(s.poll("of the second attempt"), command("FAIL_WORKFLOW_EXECUTION", failure=failure("second")))
+
+
+@scenario("19b", "a cron workflow runs again", later="cron")
+def cron(s: Script) -> None:
+    s.start(cron_schedule="@every 1s")
+    s.complete(s.poll("first run"), s.done("of the first run"))
+    task = s.poll("second run")
+    s.track("wf", task.workflow_execution.run_id, "second run")
+    s.terminate()
+
+
+@scenario("21", "a workflow is reset to its first task, and a signal is applied again", later="reset")
+def reset(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    s.signal("kept")
+    s.complete(s.poll(), s.timer("t2", 60))
+    response = s.client.call(
+        "ResetWorkflowExecution",
+        namespace=NAMESPACE,
+        workflow_execution=s.execution("wf", run_id),
+        reason="try again",
+        workflow_task_finish_event_id=4,
+        request_id=s.request("reset"),
+        identity=CLIENT,
+    )
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())
+
+
+@scenario("23", "the first workflow task comes with the start", later="eager start")
+def eager_start(s: Script) -> None:
+    response = s.client.call("StartWorkflowExecution", **s.start_fields(request_eager_execution=True))
+    s.track("wf", response.run_id)
+    s.note("answer", response)
+    s.complete(response.eager_workflow_task, s.done())
+
+
+@scenario("25", "a workflow signals and cancels another one", later="external signals")
+def external_signal(s: Script) -> None:
+    s.start("target")
+    s.complete(s.poll(), s.timer(after=60))
+    s.start()
+    s.complete(
+        s.poll(),
+        command(
+            "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION",
+            execution=s.execution("target"),
+            signal_name="from outside",
+            input=payloads("hello"),
+        ),
+    )
+    s.wait("EXTERNAL_WORKFLOW_EXECUTION_SIGNALED")
+    s.wait("WORKFLOW_EXECUTION_SIGNALED", "target")
+    tasks = _tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id("target")])
+    s.complete(
+        tasks[s.id()],
+        command("REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION", workflow_id=s.id("target"), reason="enough"),
+    )
+    s.wait("EXTERNAL_WORKFLOW_EXECUTION_CANCEL_REQUESTED")
+    s.wait("WORKFLOW_EXECUTION_CANCEL_REQUESTED", "target")
+    tasks = _tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id("target")], command("CANCEL_WORKFLOW_EXECUTION"))
+    s.complete(tasks[s.id()], s.done())
+
+
+@scenario("25b", "a workflow signals one that does not exist", later="external signals")
+def external_signal_to_nobody(s: Script) -> None:
+    s.start()
+    s.complete(
+        s.poll(),
+        command("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION", execution=s.execution("nobody"), signal_name="from outside"),
+    )
+    s.complete(s.poll("refused"), s.done())
+
+
+@scenario("26", "a workflow starts with a delay; a signal does not wake it", later="start delay")
+def delayed_start(s: Script) -> None:
+    s.start(workflow_start_delay=seconds(2))
+    s.signal("early")
+    s.note("task before its time", bool(s.poll_once(timeout=2.2).task_token))
+    s.complete(s.poll("in time"), s.done())
+
+
+def _start_child(s: Script) -> Any:
+    return command(
+        "START_CHILD_WORKFLOW_EXECUTION",
+        workflow_id=s.id("child"),
+        workflow_type={"name": "scripted"},
+        task_queue={"name": s.queue},
+        input=payloads("of the child"),
+        workflow_task_timeout=seconds(10),
+    )
+
+
+def _tasks_by_workflow(s: Script, count: int) -> dict[str, Any]:
+    tasks = [s.poll() for _ in range(count)]
+    return {task.workflow_execution.workflow_id: task for task in tasks}
+
+
+def _update_fields(s: Script, update_id: str) -> dict[str, Any]:
+    completed = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
+    return {
+        "namespace": NAMESPACE,
+        "workflow_execution": s.execution(),
+        "wait_policy": {"lifecycle_stage": completed},
+        "request": {
+            "meta": {"update_id": update_id, "identity": CLIENT},
+            "input": {"name": "change", "args": payloads("argument")},
+        },
+    }
+
+
+def _begin_update(s: Script, update_id: str) -> Any:
+    return s.client.begin("UpdateWorkflowExecution", **_update_fields(s, update_id))
+
+
+def _message(request: Any, what: str, body: Any) -> protocol_v1.Message:
+    packed = AnyMessage()
+    packed.Pack(body)
+    return protocol_v1.Message(
+        id=f"{request.protocol_instance_id}/{what}", protocol_instance_id=request.protocol_instance_id, body=packed
+    )
+
+
+def _accept_and_complete(task: Any) -> list[protocol_v1.Message]:
+    message = task.messages[0]
+    request = update_v1.Request()
+    message.body.Unpack(request)
+    acceptance = update_v1.Acceptance(
+        accepted_request_message_id=message.id,
+        accepted_request_sequencing_event_id=message.event_id,
+        accepted_request=request,
+    )
+    response = update_v1.Response(meta=request.meta, outcome=update_v1.Outcome(success=payloads("changed")))
+    return [_message(message, "accept", acceptance), _message(message, "complete", response)]
+
+
+def _answer_commands(count: int) -> list[Any]:
+    return [command("PROTOCOL_MESSAGE", message_id=f"u1/{what}") for what in ("accept", "complete")[:count]]

@@ -1,0 +1,130 @@
+"""Starting a workflow: policies for ids that are taken, request ids, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from temporalio.api.enums.v1 import workflow_pb2
+
+from differential.scenarios import scenario
+from differential.script import NAMESPACE, Script, command, failure, payload, payloads, seconds
+
+REUSE = workflow_pb2.WorkflowIdReusePolicy.Value
+CONFLICT = workflow_pb2.WorkflowIdConflictPolicy.Value
+
+
+@scenario("start", "everything that a start request can carry is in the first event")
+def start_fields(s: Script) -> None:
+    s.start(
+        input=payloads("argument"),
+        header={"fields": {"trace": payload("context")}},
+        memo={"fields": {"note": payload("remembered")}},
+        search_attributes={"indexed_fields": {"CustomKeyword": payload("indexed")}},
+        workflow_execution_timeout=seconds(300),
+        workflow_run_timeout=seconds(200),
+        workflow_task_timeout=seconds(7),
+        user_metadata={"summary": payload("summary"), "details": payload("details")},
+        priority={"priority_key": 2, "fairness_key": "tenant", "fairness_weight": 1.5},
+    )
+    s.note_description("open")
+    s.complete(s.poll("first task"), s.done())
+
+
+@scenario("start-request", "a start repeated with its request id is the same start")
+def start_repeated(s: Script) -> None:
+    fields = s.start_fields(request_id=s.request("same"))
+    first = s.client.call("StartWorkflowExecution", **fields)
+    s.track("wf", first.run_id)
+    s.note("first", first)
+    s.note("again", s.client.call("StartWorkflowExecution", **fields))
+    s.refused("with another request id", "StartWorkflowExecution", **s.start_fields(request_id=s.request("other")))
+    s.complete(s.poll(), s.done())
+    s.note("again when closed", s.client.call("StartWorkflowExecution", **fields))
+
+
+@scenario("start-conflict", "what the conflict policies do with a workflow that runs")
+def conflict_policies(s: Script) -> None:
+    s.start()
+    fail = s.start_fields(workflow_id_conflict_policy=CONFLICT("WORKFLOW_ID_CONFLICT_POLICY_FAIL"))
+    s.refused("fail", "StartWorkflowExecution", **fail)
+    use = s.start_fields(workflow_id_conflict_policy=CONFLICT("WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING"))
+    s.note("use existing", s.client.call("StartWorkflowExecution", **use))
+    end = s.start_fields(workflow_id_conflict_policy=CONFLICT("WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING"))
+    _wait_a_second_between_runs()
+    response = s.client.call("StartWorkflowExecution", **end)
+    s.note("terminate existing", response)
+    s.track("wf", response.run_id, "second run")
+    s.complete(s.poll("of the second run"), s.done())
+
+
+@scenario("start-reuse", "what the reuse policies do with a workflow that is closed")
+def reuse_policies(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.done())
+    for policy in ("REJECT_DUPLICATE", "ALLOW_DUPLICATE_FAILED_ONLY"):
+        _try_reuse(s, f"{policy} after success", policy)
+    _try_reuse(s, "ALLOW_DUPLICATE after success", "ALLOW_DUPLICATE")
+    s.complete(s.poll(), command("FAIL_WORKFLOW_EXECUTION", failure=failure("on purpose", non_retryable=True)))
+    _try_reuse(s, "REJECT_DUPLICATE after failure", "REJECT_DUPLICATE")
+    _try_reuse(s, "ALLOW_DUPLICATE_FAILED_ONLY after failure", "ALLOW_DUPLICATE_FAILED_ONLY")
+    s.complete(s.poll(), s.done())
+
+
+@scenario("start-refused", "start requests that are refused, each with its reason")
+def refused_starts(s: Script) -> None:
+    tries: dict[str, dict[str, Any]] = {
+        "no workflow id": {"workflow_id": ""},
+        "no workflow type": {"workflow_type": None},
+        "no task queue": {"task_queue": None},
+        "an unknown namespace": {"namespace": "nowhere"},
+        "an unknown search attribute": {
+            "search_attributes": {"indexed_fields": {"NeverRegistered": payload("x")}},
+        },
+        "a negative timeout": {"workflow_run_timeout": seconds(-1)},
+        "a retry policy that shrinks": {"retry_policy": {"backoff_coefficient": 0.5}},
+        "a workflow id beyond all limits": {"workflow_id": "x" * 1001},
+        "a request id beyond all limits": {"request_id": "x" * 1001},
+        "a start delay of negative length": {"workflow_start_delay": seconds(-1)},
+    }
+    for label, fields in tries.items():
+        s.refused(label, "StartWorkflowExecution", **s.start_fields(**fields))
+
+
+@scenario("missing", "what is said of a workflow that does not exist")
+def missing_workflow(s: Script) -> None:
+    nobody = s.execution("nobody")
+    tries: dict[str, dict[str, Any]] = {
+        "DescribeWorkflowExecution": {"execution": nobody},
+        "GetWorkflowExecutionHistory": {"execution": nobody},
+        "GetWorkflowExecutionHistoryReverse": {"execution": nobody},
+        "RequestCancelWorkflowExecution": {"workflow_execution": nobody},
+        "TerminateWorkflowExecution": {"workflow_execution": nobody},
+        "QueryWorkflow": {"execution": nobody, "query": {"query_type": "state"}},
+        "RespondWorkflowTaskCompleted": {"task_token": b""},
+        "RespondActivityTaskCompleted": {"task_token": b""},
+    }
+    for method, fields in tries.items():
+        s.refused(method, method, namespace=NAMESPACE, **fields)
+    s.refused(
+        "a run id that is none",
+        "DescribeWorkflowExecution",
+        namespace=NAMESPACE,
+        execution={"workflow_id": s.id(), "run_id": "not-a-uuid"},
+    )
+
+
+def _try_reuse(s: Script, label: str, policy: str) -> None:
+    fields = s.start_fields(workflow_id_reuse_policy=REUSE(f"WORKFLOW_ID_REUSE_POLICY_{policy}"))
+    try:
+        response = s.client.call("StartWorkflowExecution", **fields)
+    except AssertionError as error:
+        s.note(label, str(error))
+        return
+    s.note(label, response)
+    s.track("wf", response.run_id, f"run {label}")
+
+
+def _wait_a_second_between_runs() -> None:
+    """The real server refuses to replace a workflow within a second of its start."""
+    time.sleep(1.2)
