@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
@@ -21,8 +22,18 @@ from everfold.runtime.kafka.settings import KafkaSettings
 ANSWER_SECONDS_MAX: Final = 5.0
 """Usually 2 ms. Below an RPC's usual deadline of 10 s, so that it can say UNAVAILABLE itself."""
 
+_RETRY_S: Final = 0.02
+"""A partition without a leader (just created, or its broker is starting) has one milliseconds later."""
+
 Place = tuple[str, int]
 """(full topic name, partition)"""
+
+
+class _Wait(NamedTuple):
+    """Those who wait for one place, and until when they do."""
+
+    answer: asyncio.Future[int]
+    deadline: float
 
 
 class EndOffsets:
@@ -33,7 +44,7 @@ class EndOffsets:
         self._admin = AdminClient(settings.client(name))
         self._loop = asyncio.get_running_loop()
         #: the question that will be asked next: place -> its answer
-        self._next: dict[Place, asyncio.Future[int]] = {}
+        self._next: dict[Place, _Wait] = {}
         self._asking = False
 
     async def end_offset(self, topic: str, partition: int) -> int:
@@ -56,20 +67,20 @@ class EndOffsets:
 
     def close(self) -> None:
         """Fails those who wait."""
-        for answer in self._next.values():
-            if not answer.done():
-                answer.set_exception(KafkaUnavailable("closed"))
+        for waiting in self._next.values():
+            _fail(waiting.answer, KafkaUnavailable("closed"))
         self._next = {}
 
     async def _wait(self, place: Place) -> int:
-        answer = self._next.get(place)
-        if answer is None:
-            answer = self._next[place] = self._loop.create_future()
+        waiting = self._next.get(place)
+        if waiting is None:
+            waiting = _Wait(self._loop.create_future(), self._loop.time() + ANSWER_SECONDS_MAX)
+            self._next[place] = waiting
             if not self._asking:
                 self._asking = True
                 # After the callers that are ready in this turn of the loop have put their places down too.
                 self._loop.call_soon(self._ask)
-        return await asyncio.shield(answer)
+        return await asyncio.shield(waiting.answer)
 
     def _ask(self) -> None:
         asked, self._next = self._next, {}
@@ -81,14 +92,14 @@ class EndOffsets:
         try:
             futures: dict[Any, Future[Any]] = self._admin.list_offsets(request, request_timeout=ANSWER_SECONDS_MAX)
         except (KafkaException, RuntimeError) as error:
-            self._answered(asked, {place: KafkaUnavailable(str(error)) for place in asked})
+            self._answered(asked, dict.fromkeys(asked, error))
             return
-        answers: dict[Place, int | Exception] = {}
+        answers: dict[Place, Any] = {}
 
         def collect(place: Place, future: Future[Any]) -> None:
             # In the client's own thread, one call after the other.
             error = future.exception()
-            answers[place] = future.result().offset if error is None else KafkaUnavailable(f"{place}: {error}")
+            answers[place] = future.result().offset if error is None else error
             if len(answers) == len(asked) and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._answered, asked, answers)
 
@@ -96,14 +107,54 @@ class EndOffsets:
             place = (where.topic, where.partition)
             future.add_done_callback(lambda done, place=place: collect(place, done))  # type: ignore[misc]
 
-    def _answered(self, asked: dict[Place, asyncio.Future[int]], answers: dict[Place, Any]) -> None:
-        for place, waiter in asked.items():
-            if waiter.done():
-                continue
+    def _answered(self, asked: dict[Place, _Wait], answers: dict[Place, Any]) -> None:
+        again = False
+        for place, waiting in asked.items():
             found = answers[place]
-            if isinstance(found, Exception):
-                waiter.set_exception(found)
-                waiter.exception()  # seen: a waiter that was cancelled must not make it "never retrieved"
+            if not isinstance(found, BaseException):
+                waiting.answer.set_result(found)
+            elif _passes(found) and self._loop.time() < waiting.deadline:
+                again = True
+                later = self._next.get(place)
+                if later is None:
+                    self._next[place] = waiting
+                else:
+                    later.answer.add_done_callback(partial(_copy, waiting.answer))
             else:
-                waiter.set_result(found)
-        self._ask()
+                _fail(waiting.answer, KafkaUnavailable(f"{place[0]}[{place[1]}]: {found}"))
+        if again:
+            self._loop.call_later(_RETRY_S, self._ask)
+        else:
+            self._ask()
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether asking again helps."""
+    if not isinstance(error, KafkaException):
+        return False
+    cause: KafkaError = error.args[0]
+    return cause.retriable() or cause.code() in _PASSING
+
+
+_PASSING: Final = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+)
+"""Errors of the first moments after a topic's creation or a broker's start, not all of them marked as retriable."""
+
+
+def _fail(answer: asyncio.Future[int], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()  # seen: a waiter that was cancelled must not make it "never retrieved"
+
+
+def _copy(to: asyncio.Future[int], answered: asyncio.Future[int]) -> None:
+    error = answered.exception()
+    if error is None:
+        to.set_result(answered.result())
+    else:
+        _fail(to, KafkaUnavailable(str(error)))
