@@ -1,0 +1,578 @@
+"""The history process: which shards it holds, and what feeds them.
+
+Kafka's group protocol says which partitions of `shard-log` are ours. For each, `_Tenure` opens the store, makes the
+shard, feeds it from a consumer, and when the shard gave itself up cleans up and takes it again after a pause: trouble
+may pass, and nobody else gets the shard while the group says that it is ours.
+
+Records come in batches from consumer threads to the event loop, where everything else happens. A shard far behind the
+end of its log reads through a consumer of its own until it serves, in small batches, so that it does not hold up the
+shards that serve already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import structlog
+
+from everfold.history.ingress import CommandRecord, Ingress
+from everfold.history.machine.shard_fold import FEATURE_LEVEL, LogRecord, ShardFold
+from everfold.history.machine.step import TaskOffer
+from everfold.history.ports import Identity, Matching, Metrics, Namespaces, NoMetrics, ShellLimits
+from everfold.history.ports_kafka import Flow, KafkaPorts
+from everfold.history.reading import Reads
+from everfold.history.service import HeldShard, HistoryService
+from everfold.history.shard import Shard
+from everfold.history.skew import BOUND_MAX_NS, ClockSkew
+from everfold.history.store import (
+    RocksStore,
+    StoreCorrupt,
+    StoreMemory,
+    StoreRefused,
+    open_store,
+    wipe_store,
+)
+from everfold.kernel.errors import LogTruncated
+from everfold.kernel.time import SECOND_NS
+from everfold.runtime.clock import Clock, SystemClock
+from everfold.runtime.kafka import (
+    EndOffsets,
+    GroupMembership,
+    KafkaSettings,
+    KafkaUnavailable,
+    LogConsumer,
+    PartitionTrouble,
+    Producer,
+)
+from everfold.schemas.topics import COMMANDS, SHARD_LOG
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+log = structlog.get_logger("history.owner")
+
+FLUSH_EVERY_S: Final = 30.0
+"""Memtables go to disk this often: bounds what a crash has to refold. The architecture asks for 60 s at most."""
+
+SIGHT_EVERY_S: Final = 5.0
+"""How often lags and depths are measured."""
+
+OWN_CONSUMER_LAG: Final = 2000
+"""A shard further behind than this reads through a consumer of its own. About half a second of folding."""
+
+CATCH_UP_BATCH: Final = 100
+"""Records per batch then: some 20 ms of folding between two looks at the shards that serve."""
+
+_PAUSE_FIRST_S: Final = 0.5
+_PAUSE_MAX_S: Final = 30.0
+
+
+class Membership(Protocol):
+    """Where the process says what it holds."""
+
+    def set_partitions(self, role: str, partitions: Iterable[int]) -> None:
+        """This process serves these partitions of a role now."""
+        ...
+
+
+@dataclass(frozen=True)
+class HistoryConfig:
+    """What the history process is told.
+
+    Attributes:
+        cluster_id: of this Everfold cluster; part of all ids.
+        shard_count: partitions of `shard-log`, fixed when the cluster was made.
+        data_dir: stores live here, one directory per shard.
+        owner: for people, in ShardTaken.
+        settings: settings that change outcomes, by the fold's names (`kernel.limits`); others have their defaults.
+        run_cache_bytes: decoded runs in memory, over all shards.
+        block_cache_bytes, write_buffer_bytes: RocksDB's, over all shards.
+    """
+
+    cluster_id: str
+    shard_count: int
+    data_dir: Path
+    owner: str
+    settings: Mapping[str, int] = field(default_factory=dict)
+    run_cache_bytes: int = 128 * 1024 * 1024
+    block_cache_bytes: int = 64 * 1024 * 1024
+    write_buffer_bytes: int = 32 * 1024 * 1024
+    limits: ShellLimits = field(default_factory=ShellLimits)
+
+
+class HistoryServer:
+    """History in one process.
+
+    Args:
+        matching: for the direct hand-off and queries.
+        membership: told which shards serve here.
+        on_fatal: called when the process must not go on: a store that it may not open.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        config: HistoryConfig,
+        namespaces: Namespaces,
+        reads: Reads,
+        matching: Matching,
+        *,
+        membership: Membership | None = None,
+        metrics: Metrics | None = None,
+        clock: Clock | None = None,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.namespaces = namespaces
+        self.reads = reads
+        self.matching = matching
+        self.metrics = metrics or NoMetrics()
+        self.skew = ClockSkew()
+        self.clock = clock or SystemClock()
+        self.shards: dict[int, HeldShard] = {}
+        self.service = HistoryService(self.shards, config.shard_count, namespaces, reads, matching)
+        self.kafka = kafka
+        self.log_topic = kafka.topic(SHARD_LOG)
+        self.commands_topic = kafka.topic(COMMANDS)
+        self.on_fatal = on_fatal or (lambda error: log.critical("history cannot go on", error=str(error)))
+        self._membership = membership
+        self._tenures: dict[int, _Tenure] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Join the group. Shards are taken in the background; `serving` says which are."""
+        config = self.config
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        self.memory = StoreMemory(config.block_cache_bytes, config.write_buffer_bytes)
+        self.producer = Producer(self.kafka, name="history")
+        self.end_offsets = EndOffsets(self.kafka, name="history-offsets")
+        self.ports = KafkaPorts(self.kafka.prefix, self.producer, self.end_offsets, self.clock)
+        self.log_consumer = LogConsumer(
+            self.kafka, name="history-log", on_batch=self._on_log, on_trouble=self.on_log_trouble
+        )
+        self.commands_consumer = LogConsumer(
+            self.kafka,
+            name="history-commands",
+            on_batch=self._on_commands,
+            on_trouble=self._on_commands_trouble,
+            read_committed=True,
+        )
+        self._group = GroupMembership(
+            self.kafka,
+            group="history",
+            topic=self.log_topic,
+            on_assigned=self._assigned,
+            on_revoked=self._revoked,
+        )
+        await self.log_consumer.start()
+        await self.commands_consumer.start()
+        await self._group.start()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._flush_for_ever()), loop.create_task(self._watch_for_ever())]
+
+    async def stop(self) -> None:
+        """Leave the group, answer everybody, flush and close the stores."""
+        for task in self._tasks:
+            task.cancel()
+        if hasattr(self, "_group"):
+            await self._group.stop()  # revokes what is held
+        await self._revoked(frozenset(self._tenures))
+        if hasattr(self, "producer"):
+            await self.commands_consumer.stop()
+            await self.log_consumer.stop()
+            self.ports.close()
+            self.end_offsets.close()
+            await self.producer.close(1.0)
+
+    @property
+    def serving(self) -> list[int]:
+        """The shards that answer here."""
+        return sorted(number for number, held in self.shards.items() if held.shard.serving)
+
+    def announce(self) -> None:
+        """Say what is served here, after a change."""
+        if self._membership is not None:
+            self._membership.set_partitions("history", self.serving)
+        self.metrics.gauge("shards_owned", len(self.serving))
+
+    def run_cache_share(self) -> int:
+        """One shard's part of the run cache: as if the shards were spread over no other process."""
+        return max(self.config.run_cache_bytes // self.config.shard_count, 64 * 1024)
+
+    # ---- the group --------------------------------------------------------------------------------------------------
+
+    async def _assigned(self, partitions: frozenset[int]) -> None:
+        for number in partitions:
+            if number not in self._tenures:
+                tenure = self._tenures[number] = _Tenure(self, number)
+                tenure.begin()
+
+    async def _revoked(self, partitions: frozenset[int]) -> None:
+        ending = [tenure for number in partitions if (tenure := self._tenures.pop(number, None)) is not None]
+        # All answer their callers before the first store is closed, which takes time.
+        for tenure in ending:
+            tenure.give_up()
+        self.announce()
+        await asyncio.gather(*(tenure.end() for tenure in ending))
+
+    # ---- records ----------------------------------------------------------------------------------------------------
+
+    def _on_log(self, messages: list[Message]) -> None:
+        for number, batch in _by_partition(messages).items():
+            tenure = self._tenures.get(number)
+            if tenure is not None:
+                tenure.on_log(batch)
+        self.producer.poll()
+
+    def on_log_trouble(self, trouble: PartitionTrouble) -> None:
+        """A partition of the log cannot be read on."""
+        tenure = self._tenures.get(trouble.partition)
+        if tenure is None:
+            return
+        if trouble.position_lost:
+            tenure.log_lost(trouble.text)
+        else:
+            log.warning("shard log", shard=trouble.partition, error=trouble.text)
+
+    def _on_commands(self, messages: list[Message]) -> None:
+        for number, batch in _by_partition(messages).items():
+            tenure = self._tenures.get(number)
+            if tenure is not None:
+                tenure.on_commands(batch)
+        self.producer.poll()
+
+    def _on_commands_trouble(self, trouble: PartitionTrouble) -> None:
+        tenure = self._tenures.get(trouble.partition)
+        if tenure is None:
+            return
+        if trouble.position_lost:
+            tenure.commands_lost(trouble.text)
+        else:
+            log.warning("commands", partition=trouble.partition, error=trouble.text)
+
+    def on_offers(self, offers: list[TaskOffer]) -> None:
+        """The direct hand-off. Trouble there must not cost the shard: each task has another way."""
+        for offer in offers:
+            try:
+                self.matching.offer(offer)
+            except Exception:
+                log.exception("direct hand-off failed", shard=offer.shard)
+
+    # ---- in the background ------------------------------------------------------------------------------------------
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_EVERY_S)
+            for tenure in list(self._tenures.values()):
+                await tenure.flush()
+
+    async def _watch_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(SIGHT_EVERY_S)
+            held = dict(self.shards)
+            bound = self.skew.bound_ns(self.clock.wall_ns())
+            self.metrics.gauge("clock_skew_seconds", bound / SECOND_NS)
+            if abs(bound) > BOUND_MAX_NS:
+                log.error("this machine's clock and the brokers' disagree", seconds=bound / SECOND_NS)
+            waiting = 0
+            for number, one in held.items():
+                shard, label = one.shard, str(number)
+                waiting += len(shard.waiters) + len(shard.barrier) + len(one.queries)
+                self.metrics.gauge("outbox_depth", shard.outbox.depth, shard=label)
+                self.metrics.gauge("in_flight_records", shard.in_flight, shard=label)
+            self.metrics.gauge("waiters", waiting)
+            with suppress(KafkaUnavailable):
+                ends = await self.end_offsets.end_offsets([(self.log_topic, number) for number in held])
+                for (_, number), end in ends.items():
+                    lag = end - held[number].shard.fold.meta.applied_offset - 1
+                    self.metrics.gauge("shard_lag_records", max(lag, 0), shard=str(number))
+
+
+class _Tenure:
+    """One shard's time with this process, from assignment to revocation; the listener of its `Shard`."""
+
+    def __init__(self, server: HistoryServer, number: int) -> None:
+        self._server = server
+        self.number = number
+        self._store: RocksStore | None = None
+        self._held: HeldShard | None = None
+        self._ingress: Ingress | None = None
+        self._own_consumer: LogConsumer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._given_up = asyncio.Event()
+        self._over = asyncio.Event()
+        self._wipe = False
+        self._paused_by_shard = False
+        self._began = 0.0
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Take the shard, in the background, again and again until the tenure ends."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"shard-{self.number}")
+
+    def give_up(self) -> None:
+        """The shard goes to somebody else: answer everybody now. Loop thread, at once."""
+        self._over.set()
+        if self._held is not None:
+            self._held.shard.close()
+        self._given_up.set()
+
+    async def end(self) -> None:
+        """Wait until nothing is held any more. After `give_up`."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        pause = _PAUSE_FIRST_S
+        while not self._over.is_set():
+            began = asyncio.get_running_loop().time()
+            self._given_up.clear()
+            try:
+                await self._take()
+                await self._given_up.wait()
+            except StoreRefused as refused:
+                self._server.on_fatal(refused)
+                return
+            except StoreCorrupt as corrupt:
+                log.error("store wiped", shard=self.number, reason=str(corrupt))
+                self._server.metrics.count("shards_lost", reason="StoreCorrupt")
+                self._wipe = True
+            except Exception:
+                log.exception("could not take the shard", shard=self.number)
+            await self._release()
+            if self._over.is_set():
+                return
+            # A shard that served for a while was lost to something new; one that fails at once will fail again.
+            pause = _PAUSE_FIRST_S if asyncio.get_running_loop().time() - began > _PAUSE_MAX_S else pause
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), pause * random.uniform(0.8, 1.2))
+            pause = min(pause * 2, _PAUSE_MAX_S)
+
+    async def _take(self) -> None:
+        server, config = self._server, self._server.config
+        while abs(bound := server.skew.bound_ns(server.clock.wall_ns())) > BOUND_MAX_NS and not self._over.is_set():
+            log.error("shard not taken: this machine's clock is wrong", shard=self.number, seconds=bound / SECOND_NS)
+            await asyncio.sleep(SIGHT_EVERY_S)
+        if self._over.is_set():
+            return
+        self._began = asyncio.get_running_loop().time()
+        self._store = await asyncio.to_thread(
+            open_store, config.data_dir, self.number, config.cluster_id, server.memory
+        )
+        if self._over.is_set():
+            return
+        fold = ShardFold(self.number, self._store, server.run_cache_share())
+        instance = random.SystemRandom().getrandbits(62) + 1
+        identity = Identity(config.cluster_id, config.shard_count, FEATURE_LEVEL, instance, config.owner)
+        shard = Shard(
+            self.number,
+            fold,
+            self._store,
+            server.ports.for_shard(partial(self._switch, True), partial(self._switch, False)),
+            identity,
+            config.settings,
+            server.namespaces,
+            self,
+            limits=config.limits,
+            metrics=server.metrics,
+            skew=server.skew,
+        )
+        self._held = HeldShard(shard, server.reads)
+        server.shards[self.number] = self._held
+        offset, epoch = shard.resume_position()
+        end = await server.end_offsets.end_offset(server.log_topic, self.number)
+        if self._over.is_set():
+            return
+        if end - offset > OWN_CONSUMER_LAG:
+            log.info("shard catches up", shard=self.number, records=end - offset)
+            self._own_consumer = LogConsumer(
+                server.kafka,
+                name=f"history-catch-up-{self.number}",
+                on_batch=self._on_own,
+                on_trouble=server.on_log_trouble,
+                batch_records_max=CATCH_UP_BATCH,
+            )
+            await self._own_consumer.start()
+        (self._own_consumer or server.log_consumer).assign(server.log_topic, self.number, offset, epoch)
+        shard.start()
+
+    async def _release(self) -> None:
+        """Nothing of the shard stays: consumers, store, and if need be the files."""
+        server = self._server
+        server.shards.pop(self.number, None)
+        server.announce()
+        server.log_consumer.unassign(server.log_topic, self.number)
+        server.commands_consumer.unassign(server.commands_topic, self.number)
+        self._ingress = None
+        if self._held is not None:
+            self._held.shard.close()
+            self._held = None
+        if self._own_consumer is not None:
+            consumer, self._own_consumer = self._own_consumer, None
+            await consumer.stop()
+        if self._store is not None:
+            store, self._store = self._store, None
+            try:
+                await asyncio.to_thread(store.close)
+            except Exception:
+                log.exception("store not closed cleanly; the log refolds what is missing", shard=self.number)
+        if self._wipe:
+            self._wipe = False
+            await asyncio.to_thread(wipe_store, server.config.data_dir, self.number)
+
+    async def flush(self) -> None:
+        """Write the memtables to disk."""
+        store = self._store
+        if store is None:
+            return
+        try:
+            await asyncio.to_thread(store.flush)
+        except Exception as error:
+            # Nothing is lost, but a full disk must not be found out at the next crash only.
+            log.exception("store not flushed", shard=self.number)
+            if self._held is not None and self._store is store:
+                self._held.shard.fail(error)
+
+    # ---- the shard's listener ---------------------------------------------------------------------------------------
+
+    def on_serving(self) -> None:
+        """See `ShardListener`."""
+        server = self._server
+        assert self._held is not None
+        shard = self._held.shard
+        seconds = asyncio.get_running_loop().time() - self._began
+        server.metrics.observe("shard_take_seconds", seconds)
+        log.info("shard serves", shard=self.number, offset=shard.fold.meta.applied_offset, seconds=round(seconds, 3))
+        if self._own_consumer is not None:
+            # After this batch: its consumer is the one that is calling.
+            asyncio.get_running_loop().call_soon(self._join_others)
+        self._ingress = Ingress(
+            shard,
+            server.ports.for_shard(lambda: None, lambda: None),
+            Flow(server.commands_consumer, server.commands_topic, self.number),
+            server.namespaces,
+            server.config.shard_count,
+            server.metrics,
+        )
+        offset, epoch = self._ingress.resume_position()
+        server.commands_consumer.assign(server.commands_topic, self.number, offset, epoch)
+        server.announce()
+
+    def on_lost(self, reason: BaseException, wipe: bool) -> None:
+        """See `ShardListener`."""
+        self._wipe = self._wipe or wipe
+        self._given_up.set()
+
+    def on_offers(self, offers: list[TaskOffer]) -> None:
+        """See `ShardListener`."""
+        self._server.on_offers(offers)
+
+    # ---- records ----------------------------------------------------------------------------------------------------
+
+    def on_log(self, messages: list[Message]) -> None:
+        """Records of the shard's log, from the consumer that all shards share."""
+        if self._held is not None:
+            self._held.shard.on_records([_log_record(message) for message in messages])
+
+    def _on_own(self, messages: list[Message]) -> None:
+        if self._own_consumer is not None:
+            self.on_log(messages)
+            self._server.producer.poll()
+
+    def _join_others(self) -> None:
+        """From the consumer of its own to the shared one, at the position reached."""
+        server = self._server
+        if self._own_consumer is None or self._held is None or not self._held.shard.serving:
+            return
+        consumer, self._own_consumer = self._own_consumer, None
+        consumer.unassign(server.log_topic, self.number)
+        server.log_consumer.assign(server.log_topic, self.number, *self._held.shard.resume_position())
+        if self._paused_by_shard:
+            server.log_consumer.pause(server.log_topic, self.number)
+        task = asyncio.get_running_loop().create_task(consumer.stop())
+        task.add_done_callback(lambda _: None)
+        server._tasks.append(task)
+
+    def _switch(self, pause: bool) -> None:
+        self._paused_by_shard = pause
+        consumer = self._own_consumer or self._server.log_consumer
+        (consumer.pause if pause else consumer.resume)(self._server.log_topic, self.number)
+
+    def log_lost(self, text: str) -> None:
+        """The position is not in the log any more, or the log was rewritten behind it."""
+        if self._held is not None:
+            meta = self._held.shard.fold.meta
+            self._held.shard.on_log_error(
+                LogTruncated(
+                    f"shard {self.number}: Kafka does not have the log behind offset {meta.applied_offset} "
+                    f"(epoch {meta.applied_epoch}), up to which the store has applied it: {text}; "
+                    "the store is wiped and refolded from what is left"
+                )
+            )
+
+    def on_commands(self, messages: list[Message]) -> None:
+        """Records of the shard's partition of `commands`."""
+        if self._ingress is not None:
+            self._ingress.on_commands([_command_record(message) for message in messages])
+
+    def commands_lost(self, text: str) -> None:
+        """Commands were trimmed before they were taken, or the topic's tail was lost: go on with what there is."""
+        if self._ingress is None:
+            return
+        offset, epoch = self._ingress.resume_position()
+        log.error("commands lost", partition=self.number, offset=offset, epoch=epoch, reason=text)
+        self._server.metrics.count("records_rejected", reason="LOST")
+        server = self._server
+        server.commands_consumer.unassign(server.commands_topic, self.number)
+        task = asyncio.get_running_loop().create_task(self._resume_commands(offset))
+        server._tasks.append(task)
+
+    async def _resume_commands(self, wanted: int) -> None:
+        server = self._server
+        while self._ingress is not None:
+            with suppress(KafkaUnavailable):
+                end = await server.end_offsets.end_offset(server.commands_topic, self.number)
+                # Behind the end: the tail was lost, what comes next is new. Otherwise the start was trimmed.
+                start = end if wanted > end else _EARLIEST
+                if self._ingress is not None:
+                    server.commands_consumer.assign(server.commands_topic, self.number, start)
+                return
+            await asyncio.sleep(1.0)
+
+
+_EARLIEST: Final = -2
+"""librdkafka's logical offset for the first record that is there."""
+
+
+def _by_partition(messages: list[Message]) -> dict[int, list[Message]]:
+    found: dict[int, list[Message]] = {}
+    for message in messages:
+        number = message.partition()
+        assert number is not None
+        if number in found:
+            found[number].append(message)
+        else:
+            found[number] = [message]
+    return found
+
+
+def _log_record(message: Message) -> LogRecord:
+    epoch = message.leader_epoch()
+    return LogRecord(
+        message.value() or b"", message.offset() or 0, -1 if epoch is None else epoch, message.timestamp()[1]
+    )
+
+
+def _command_record(message: Message) -> CommandRecord:
+    epoch = message.leader_epoch()
+    pairs: Any = message.headers() or ()
+    headers = [(name, value) for name, value in pairs if isinstance(value, bytes)]
+    return CommandRecord(message.key(), message.value(), message.offset() or 0, -1 if epoch is None else epoch, headers)

@@ -1,0 +1,112 @@
+"""The ports of a shard in a server: confluent-kafka behind, the event loop's timers, the machine's clocks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from everfold.history.ports import Cancellable, Delivered, Headers, ProducerFull
+from everfold.kernel.time import SECOND_NS
+from everfold.runtime.clock import Clock
+from everfold.runtime.kafka import EndOffsets, KafkaTrouble, KafkaUnavailable, Producer, ProducerQueueFull
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError, Message
+
+
+class KafkaPorts:
+    """What all shards of a process share; `for_shard` makes one shard's view."""
+
+    def __init__(self, prefix: str, producer: Producer, end_offsets: EndOffsets, clock: Clock) -> None:
+        self._prefix = prefix
+        self._producer = producer
+        self._end_offsets = end_offsets
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        #: questions under way; asyncio keeps only weak references to tasks
+        self._questions: set[asyncio.Task[None]] = set()
+
+    def produce(
+        self, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers, on_delivery: Delivered
+    ) -> None:
+        """See `ShardPorts.produce`."""
+
+        def report(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                on_delivery(None, message.offset() or 0)
+            else:
+                on_delivery(KafkaTrouble(error.str()), -1)
+
+        try:
+            self._producer.produce(self._prefix + topic, partition, key, value, list(headers) or None, report)
+        except ProducerQueueFull as full:
+            raise ProducerFull(str(full)) from None
+        except KafkaTrouble as trouble:
+            # It can never be sent, or the producer is closed: an outcome like any other, not from inside the call.
+            self._loop.call_soon(on_delivery, trouble, -1)
+
+    def now_ns(self) -> int:
+        """See `ShardPorts.now_ns`."""
+        return self._clock.wall_ns()
+
+    def boottime_ns(self) -> int:
+        """See `ShardPorts.boottime_ns`."""
+        return self._clock.boot_ns()
+
+    def call_later(self, delay_ns: int, callback: Callable[[], None]) -> Cancellable:
+        """See `ShardPorts.call_later`."""
+        return self._loop.call_later(delay_ns / SECOND_NS, callback)
+
+    def request_end_offset(self, topic: str, partition: int, done: Callable[[int | None], None]) -> None:
+        """See `ShardPorts.request_end_offset`."""
+
+        async def ask() -> None:
+            try:
+                end: int | None = await self._end_offsets.end_offset(self._prefix + topic, partition)
+            except KafkaUnavailable:
+                end = None
+            done(end)
+
+        task: asyncio.Task[None] = self._loop.create_task(ask())
+        self._questions.add(task)
+        task.add_done_callback(self._questions.discard)
+
+    def close(self) -> None:
+        """Ask nothing more."""
+        for task in self._questions:
+            task.cancel()
+
+    def for_shard(self, pause: Callable[[], None], resume: Callable[[], None]) -> ServerShardPorts:
+        """The ports of one shard, with its own consumer's switch."""
+        return ServerShardPorts(self, pause, resume)
+
+
+class ServerShardPorts:
+    """A `ShardPorts`."""
+
+    def __init__(self, shared: KafkaPorts, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        self.produce = shared.produce
+        self.now_ns = shared.now_ns
+        self.boottime_ns = shared.boottime_ns
+        self.call_later = shared.call_later
+        self.request_end_offset = shared.request_end_offset
+        self.pause = pause
+        self.resume = resume
+
+
+class Flow:
+    """A consumer's switch for one partition: `pause` and `resume` as the ports want them."""
+
+    def __init__(self, consumer: Any, topic: str, partition: int) -> None:
+        self._consumer = consumer
+        self._topic = topic
+        self._partition = partition
+
+    def pause(self) -> None:
+        """Deliver nothing more for now."""
+        self._consumer.pause(self._topic, self._partition)
+
+    def resume(self) -> None:
+        """Deliver again."""
+        self._consumer.resume(self._topic, self._partition)

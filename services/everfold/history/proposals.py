@@ -1,0 +1,79 @@
+"""Own records on their way: appended to the shard log, not folded yet.
+
+A proposal is known by (instance, sequence), which the record carries. It ends in one of three ways: its record is
+folded (the verdict is the answer), its delivery fails (the outcome is unknown: the record may still be in the log, or
+come), or the shard is given up. A caller that went away leaves its proposal in here, as the record is still on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from everfold.history.machine.step import Reply
+from everfold.kernel.errors import Code, StatusError
+
+Verdict = Reply | StatusError
+"""What a proposal ends with: the fold's reply (which may hold a rejection), or UNAVAILABLE for an unknown outcome."""
+
+OnVerdict = Callable[[Verdict], None]
+
+
+def unavailable(text: str) -> StatusError:
+    """The status for trouble that another try may not meet."""
+    return StatusError(Code.UNAVAILABLE, text)
+
+
+class _Proposal(NamedTuple):
+    on_verdict: OnVerdict
+    sent_at_ns: int
+
+
+class Proposals:
+    """All own records under way, by sequence."""
+
+    def __init__(self, instance: int) -> None:
+        self.instance = instance
+        self._next = 1
+        #: sequence -> proposal; bounded by the shard's in_flight_max and the shell's own few
+        self._open: dict[int, _Proposal] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def last_sequence(self) -> int:
+        """The last sequence given out, 0 for none."""
+        return self._next - 1
+
+    def add(self, on_verdict: OnVerdict, sent_at_ns: int) -> int:
+        """Register a proposal; returns its sequence."""
+        sequence = self._next
+        self._next += 1
+        self._open[sequence] = _Proposal(on_verdict, sent_at_ns)
+        return sequence
+
+    def withdraw(self, sequence: int) -> None:
+        """The record was not produced after all."""
+        self._open.pop(sequence, None)
+
+    def folded(self, sequence: int, reply: Reply | None) -> int | None:
+        """The record was folded: answer. Returns when it was proposed (wall clock), or None if it had ended before."""
+        proposal = self._open.pop(sequence, None)
+        if proposal is None:
+            return None
+        proposal.on_verdict(reply if reply is not None else Reply())
+        return proposal.sent_at_ns
+
+    def failed(self, sequence: int, error: BaseException) -> None:
+        """The delivery failed: nobody knows whether the record is, or will be, in the log."""
+        proposal = self._open.pop(sequence, None)
+        if proposal is not None:
+            proposal.on_verdict(unavailable(f"the record could not be appended to the shard log: {error}"))
+
+    def close(self, reason: StatusError) -> None:
+        """The shard is gone: everybody gets this status."""
+        proposals = list(self._open.values())
+        self._open.clear()
+        for proposal in proposals:
+            proposal.on_verdict(reason)

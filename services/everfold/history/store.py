@@ -1,0 +1,222 @@
+"""The shard's rows in RocksDB: one database per shard, private to a process, written one batch at a time.
+
+Kafka is the write-ahead log: a batch holds the rows together with the applied offset, so RocksDB runs without its own
+WAL and without fsync, and a crash rewinds to the last memtable flush, a consistent prefix that the log refolds
+(architecture, law 5). `flush` at least every 60 s bounds how much that is. All databases of a process share one block
+cache and one write-buffer budget.
+
+On disk, per shard, under the data directory:
+
+    shard-0003/everfold.json    what this is: format, cluster id, shard
+    shard-0003/rows/            the RocksDB database
+
+`everfold.json` is written before the database is made, so a directory with rows always says whose they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteBufferManager,
+    WriteOptions,
+)
+
+FORMAT: Final = 1
+"""Of the key layout (`machine/keys.py`); a directory of a later format is refused."""
+
+_MARKER: Final = "everfold.json"
+_ROWS: Final = "rows"
+
+_MEMTABLE_BYTES: Final = 8 * 1024 * 1024
+_OPEN_FILES_MAX: Final = 256
+_INFO_LOG_BYTES: Final = 1024 * 1024
+
+
+class StoreRefused(Exception):
+    """The directory is not ours to open: another cluster's, a later version's, or in use. Nothing was changed."""
+
+
+class StoreCorrupt(Exception):
+    """RocksDB cannot read what is there. The rows are worth nothing; the log has them."""
+
+
+class StoreMemory:
+    """The memory that all stores of a process share.
+
+    Args:
+        block_cache_bytes: uncompressed blocks, index and filter blocks included.
+        write_buffer_bytes: all memtables together; the fullest is flushed when they reach it.
+    """
+
+    def __init__(self, block_cache_bytes: int, write_buffer_bytes: int) -> None:
+        self.cache = Cache(block_cache_bytes)
+        self.write_buffers = WriteBufferManager(write_buffer_bytes, False)
+        self.memtable_bytes = min(_MEMTABLE_BYTES, max(write_buffer_bytes // 2, 64 * 1024))
+
+    def cache_usage(self) -> int:
+        """Bytes in the block cache."""
+        return self.cache.get_usage()
+
+    def write_buffer_usage(self) -> int:
+        """Bytes in memtables."""
+        return self.write_buffers.get_usage()
+
+
+def shard_directory(data_dir: Path, shard: int) -> Path:
+    """Where a shard's store lives."""
+    return data_dir / f"shard-{shard:04d}"
+
+
+class RocksStore:
+    """A `BatchStore` over RocksDB. Opened by `open_store`; reads and writes are cheap enough for the loop thread."""
+
+    def __init__(self, directory: Path, memory: StoreMemory) -> None:
+        self.directory = directory
+        self._db = Rdict(str(directory / _ROWS), _options(memory))
+        self._no_wal = WriteOptions()
+        self._no_wal.disable_wal = True  # type: ignore[method-assign, assignment]  # a property; the stub says method
+        self._closed = False
+
+    def get(self, key: bytes) -> bytes | None:
+        """The row's value, or None."""
+        value: bytes | None = self._db.get(key)
+        return value
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Rows with start <= key < end, in key order, or against it. Sees the store as it is when the scan starts."""
+        bounds = ReadOptions()
+        # The bounds also keep RocksDB from walking tombstones that lie beyond them.
+        bounds.set_iterate_upper_bound(end)
+        bounds.set_iterate_lower_bound(start)
+        rows = self._db.iter(bounds)
+        if reverse:
+            rows.seek_to_last()
+        else:
+            rows.seek(start)
+        while rows.valid():
+            yield rows.key(), rows.value()
+            if reverse:
+                rows.prev()
+            else:
+                rows.next()
+        rows.status()
+
+    def write(self, rows: Mapping[bytes, bytes | None]) -> None:
+        """Put (None: delete) all rows in one WriteBatch, without WAL."""
+        batch = WriteBatch(raw_mode=True)
+        for key, value in rows.items():
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        self._db.write(batch, self._no_wal)
+
+    def flush(self) -> None:
+        """Write the memtables to disk. May take long; gives up the GIL, so call it on another thread."""
+        if not self._closed:
+            self._db.flush(True)
+
+    def close(self) -> None:
+        """Flush and close. Idempotent. May take long; call it on another thread, with no scan under way."""
+        if not self._closed:
+            self._closed = True
+            self._db.close()
+
+
+def open_store(data_dir: Path, shard: int, cluster_id: str, memory: StoreMemory) -> RocksStore:
+    """Open a shard's store, or make it.
+
+    Raises:
+        StoreRefused: it belongs to another cluster or shard, was written by a later version, or is open elsewhere.
+        StoreCorrupt: RocksDB cannot open it; `wipe_store` it and refold.
+    """
+    directory = shard_directory(data_dir, shard)
+    marker = directory / _MARKER
+    if marker.exists():
+        _check_marker(marker, shard, cluster_id)
+    elif (directory / _ROWS).exists():
+        # A crash between the two cannot leave this behind, as the marker is written first.
+        raise StoreCorrupt(f"{directory} holds rows but no {_MARKER}: it was not made by this version, or was damaged")
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_marker(marker, {"format": FORMAT, "cluster_id": cluster_id, "shard": shard})
+    try:
+        return RocksStore(directory, memory)
+    except Exception as error:  # rocksdict raises plain Exception; only the text tells them apart
+        text = str(error)
+        if "lock" in text.lower() and "corrupt" not in text.lower():
+            raise StoreRefused(
+                f"{directory} is in use by another process ({text}); stop that process, or use another data directory"
+            ) from error
+        if "No space left" in text:
+            raise
+        raise StoreCorrupt(f"{directory} cannot be opened: {text}") from error
+
+
+def wipe_store(data_dir: Path, shard: int) -> None:
+    """Remove a shard's store. The log refolds it."""
+    shutil.rmtree(shard_directory(data_dir, shard), ignore_errors=True)
+
+
+def _check_marker(marker: Path, shard: int, cluster_id: str) -> None:
+    try:
+        found = json.loads(marker.read_text())
+        form, cluster, number = int(found["format"]), str(found["cluster_id"]), int(found["shard"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreCorrupt(f"{marker} cannot be read: {error}") from error
+    if form > FORMAT:
+        raise StoreRefused(
+            f"{marker.parent} has format {form}, this version knows up to {FORMAT}; "
+            "run the version that wrote it, or remove the directory to refold it from the log"
+        )
+    if cluster != cluster_id:
+        raise StoreRefused(
+            f"{marker.parent} belongs to cluster {cluster}, this is cluster {cluster_id}; "
+            "use another data directory, or connect to the cluster it belongs to"
+        )
+    if number != shard:
+        raise StoreRefused(f"{marker.parent} holds shard {number}, expected {shard}; was the directory renamed?")
+
+
+def _write_marker(marker: Path, content: dict[str, object]) -> None:
+    draft = marker.with_suffix(".tmp")
+    with draft.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(marker)
+
+
+def _options(memory: StoreMemory) -> Options:
+    table = BlockBasedOptions()
+    table.set_block_cache(memory.cache)
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    table.set_bloom_filter(10, False)  # most reads are of rows that may not be there: current runs, requests
+    table.set_format_version(5)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(table)
+    options.set_write_buffer_manager(memory.write_buffers)
+    options.set_write_buffer_size(memory.memtable_bytes)
+    options.set_max_write_buffer_number(3)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_max_open_files(_OPEN_FILES_MAX)
+    options.set_max_background_jobs(2)
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(_INFO_LOG_BYTES)
+    options.set_paranoid_checks(True)
+    return options
