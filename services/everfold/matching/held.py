@@ -142,7 +142,7 @@ class HeldPartition:
         self._worker_gone = worker_gone
         self._tick_at_ns = NEVER_NS
         self._tick: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._unread = {WORKFLOW, ACTIVITY}
 
     def record(self, task_id: str, task: Task | None) -> None:
@@ -193,7 +193,7 @@ class HeldPartition:
                 self._tick.cancel()
             self._tick_at_ns = next_ns
             delay_s = max((next_ns - self.now_ns()) / SECOND_NS, TICK_MIN_S)
-            self._tick = self._loop.call_later(delay_s, self._ticked)
+            self._tick = self.loop.call_later(delay_s, self._ticked)
 
     def close(self) -> None:
         """The partition goes to another owner."""

@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,6 @@ from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2
 from temporalio.api.errordetails.v1 import message_pb2 as details
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.kernel import ids
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.tokens import BadTaskToken, QueryToken, decode_query_token, encode_query_token
 from everfold.matching.describe import describe
@@ -30,6 +28,7 @@ from everfold.matching.machine.task import ACTIVITY, WORKFLOW, Entry, QueueKey, 
 from everfold.matching.ports import Clock, HistoryTasks
 from everfold.matching.spill import SqliteSpill
 from everfold.matching.starts import Starter
+from everfold.runtime.clients import task_partition
 from everfold.runtime.clock import SystemClock
 from everfold.runtime.rpc import NotOwner
 
@@ -53,12 +52,6 @@ _EXHAUSTED: Final = "temporal.api.errordetails.v1.ResourceExhaustedFailure"
 _NOT_FOUND: Final = "temporal.api.errordetails.v1.NotFoundFailure"
 
 
-@lru_cache(maxsize=8192)
-def task_partition(namespace_id: str, task_queue: str, task_partitions: int) -> int:
-    """As `kernel.ids`, remembered: murmur2 in Python costs more than the rest of a hand-off. 8192 queues, 1 MiB."""
-    return ids.task_partition(namespace_id, task_queue, task_partitions)
-
-
 class MatchingService:
     """See the module.
 
@@ -68,6 +61,20 @@ class MatchingService:
         spill_dir: where long backlogs go; None keeps them in memory (tests).
         instance: makes this process's ids its own; random by default.
     """
+
+    METHODS: Final = frozenset(
+        {
+            "poll_workflow_task",
+            "poll_activity_task",
+            "cancel_poll",
+            "query",
+            "respond_query",
+            "describe_task_queue",
+            "offer_remote",
+            "shutdown_worker",
+        }
+    )
+    """What other processes may call."""
 
     def __init__(
         self,

@@ -10,8 +10,8 @@
 
 A call is cancelled in the server when its caller cancels it, when its deadline has passed, and when the connection
 breaks. A result that cannot be sent any more is reported to the service (`undelivered`), so that a task in it is not
-lost. Only methods on an explicit list can be called. There is no authentication: the address belongs on a private
-network, as Kafka's does.
+lost. Only methods on a service's explicit list can be called. There is no authentication: the address belongs on a
+private network, as Kafka's does.
 """
 
 from __future__ import annotations
@@ -46,34 +46,6 @@ CONNECT_TIMEOUT_S: Final = 2.0
 DEADLINE_MARGIN_S: Final = 0.5
 """A server cancels a call this long after its deadline: by then nobody waits, whatever the network did to the
 cancel."""
-
-METHODS: Final[Mapping[str, frozenset[str]]] = {
-    "history": frozenset(
-        {
-            "execute",
-            "start_task",
-            "return_task",
-            "sticky_worker_gone",
-            "describe",
-            "history",
-            "history_reverse",
-            "query",
-        }
-    ),
-    "matching": frozenset(
-        {
-            "poll_workflow_task",
-            "poll_activity_task",
-            "cancel_poll",
-            "query",
-            "respond_query",
-            "describe_task_queue",
-            "offer_remote",
-            "shutdown_worker",
-        }
-    ),
-}
-"""What a process may ask of another, by role. Everything else is refused, whatever the service object has."""
 
 _HELLO, _REQUEST, _RESULT, _STATUS, _NOT_OWNER, _CANCEL = range(6)
 _LENGTH = struct.Struct(">I")
@@ -119,10 +91,17 @@ class Method:
         return self._function(*args, timeout=timeout)
 
 
-def methods_of(role: str, service: object, allowed: frozenset[str] | None = None) -> dict[str, Method]:
-    """The callable methods of a service, by name; those on the list that it does not have are left out."""
-    names = METHODS[role] if allowed is None else allowed
-    return {name: Method(service, name) for name in names if hasattr(service, name)}
+def methods_of(service: object) -> dict[str, Method]:
+    """What may be called of a service, by name: the methods on its `METHODS` list, and no others.
+
+    Raises:
+        TypeError: the service has no such list.
+        AttributeError: it lacks a method that is on it.
+    """
+    names = getattr(service, "METHODS", None)
+    if names is None:
+        raise TypeError(f"expected {type(service).__name__} to list what may be called in METHODS, found no such list")
+    return {name: Method(service, name) for name in names}
 
 
 class _Frames(asyncio.Protocol):
@@ -287,11 +266,10 @@ class RpcServer:
     """Serves the calls of other processes.
 
     Args:
-        services: role -> service object, e.g. {"matching": matching}.
+        services: role -> service object, e.g. {"matching": matching}; see `methods_of` for what can be called.
         host: to listen on.
         port: 0 for any.
         cluster: what a client must name; keeps two clusters apart that share a network.
-        allowed: role -> methods, instead of METHODS.
     """
 
     def __init__(
@@ -301,14 +279,13 @@ class RpcServer:
         port: int = 0,
         *,
         cluster: str = "",
-        allowed: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
         self.cluster = cluster
         self.connections: set[_ServerConnection] = set()
         self.methods: dict[tuple[str, str], Method] = {}
         self._services = dict(services)
         for role, service in services.items():
-            for name, method in methods_of(role, service, allowed[role] if allowed is not None else None).items():
+            for name, method in methods_of(service).items():
                 self.methods[role, name] = method
         self._host = host
         self._port = port
