@@ -227,7 +227,7 @@ class _WriterSource(_Source):
         return [f"{name}({value})"]
 
     def collection(self, schema: Mapping[str, Any]) -> str:
-        key = repr(schema)
+        key = f"items of {schema}"
         if key not in self.made:
             name = self.made[key] = self.fresh("write")
             if schema["type"] == "array":
@@ -332,7 +332,7 @@ class _ReaderSource(_Source):
             lines.append(f"if {name} is not None: {name} = (t, {name})")
 
     def collection(self, schema: Mapping[str, Any]) -> str:
-        key = repr(schema)
+        key = f"items of {schema}"
         if key not in self.made:
             name = self.made[key] = self.fresh("read")
             array = schema["type"] == "array"
@@ -342,7 +342,8 @@ class _ReaderSource(_Source):
             steps = "".join(f"            {line}\n" for line in lines)
             self.functions.append(
                 f"def {name}(b, p, depth):\n    out = {'[]' if array else '{}'}\n"
-                f"    while True:\n        n, p = block(b, p)\n        if not n: return out, p\n        for _ in range(n):\n{steps}"
+                "    while True:\n        n, p = block(b, p)\n        if not n: return out, p\n"
+                f"        for _ in range(n):\n{steps}"
             )
         return self.made[key]
 

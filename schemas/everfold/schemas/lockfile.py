@@ -24,15 +24,17 @@ def updated(lock: dict[str, Any], shas: dict[str, str]) -> dict[str, Any]:
     released: dict[str, Any] = lock.get("released", {})
     versions = [*released.values(), current]
     taken = {entry["id"] for records in versions for entry in records.values()}
-    frozen = {entry["id"]: entry["sha256"] for records in released.values() for entry in records.values()}
+    frozen = {entry["id"] for records in released.values() for entry in records.values()}
     fresh: dict[str, Any] = {}
     for name, sha in shas.items():
         before = current.get(name)
-        if before and frozen.get(before["id"], sha) == sha:
+        again = [e[name]["id"] for e in released.values() if name in e and e[name]["sha256"] == sha]
+        if again:
+            schema_id = again[0]
+        elif before and before["id"] not in frozen:
             schema_id = before["id"]
         else:
-            again = [e[name]["id"] for e in released.values() if name in e and e[name]["sha256"] == sha]
-            schema_id = again[0] if again else max(taken, default=ID_FIRST - 1) + 1
+            schema_id = max(taken, default=ID_FIRST - 1) + 1
             taken.add(schema_id)
         fresh[name] = {"id": schema_id, "sha256": sha}
     return {"current": fresh, "released": released}
