@@ -30,11 +30,10 @@ _MASKED: Final = {
     "history_size_bytes": "<bytes>",
     "task_token": "<token>",
     "next_page_token": "<token>",
-    "backlog_count_hint": "<count>",
 }
 _CHOSEN: Final = {"request_id", "identity", "start_request_id", "create_request_id"}
-_LEFT_OUT: Final = {"poller_scaling_decision", "poller_group_id", "poller_group_infos"}
-"""Hints for the SDK's pollers: the API calls them optional, and they depend on load."""
+_LEFT_OUT: Final = {"poller_scaling_decision", "poller_group_id", "poller_group_infos", "backlog_count_hint"}
+"""Hints for pollers: optional, and they depend on load."""
 
 
 class Normaliser:

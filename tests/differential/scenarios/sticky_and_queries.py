@@ -6,11 +6,12 @@ import time
 from typing import Any
 
 from temporalio.api.enums.v1 import query_pb2
+from temporalio.api.enums.v1.task_queue_pb2 import TASK_QUEUE_KIND_STICKY
 from temporalio.api.query.v1 import message_pb2 as query_v1
 
 from differential.scenarios import scenario
 from differential.script import NAMESPACE, WORKER, Script, failure, payloads
-from support.raw import RpcError
+from support.raw import Pending, RpcError
 
 
 def _warm_sticky_queue(s: Script) -> None:
@@ -32,12 +33,12 @@ def sticky_timeout(s: Script) -> None:
 def sticky_task(s: Script) -> None:
     s.start()
     task = s.poll("full history")
-    waiting = s.client.begin("PollWorkflowTaskQueue", timeout=20.0, **_sticky_poll(s))
+    waiting = _begin_sticky_poll(s)
     s.complete(task, s.timer(after=60), sticky=5)
     s.signal("one")
     task = waiting.result()
     s.note("on the sticky queue", task)
-    waiting = s.client.begin("PollWorkflowTaskQueue", timeout=20.0, **_sticky_poll(s))
+    waiting = _begin_sticky_poll(s)
     s.complete(task, sticky=5)
     s.signal("two")
     task = waiting.result()
@@ -60,7 +61,7 @@ def reset_sticky(s: Script) -> None:
 def sticky_failure(s: Script) -> None:
     s.start()
     task = s.poll()
-    waiting = s.client.begin("PollWorkflowTaskQueue", timeout=20.0, **_sticky_poll(s))
+    waiting = _begin_sticky_poll(s)
     s.complete(task, s.timer(after=60), sticky=5)
     s.signal("one")
     s.fail(waiting.result())
@@ -136,7 +137,7 @@ def query_rejected(s: Script) -> None:
 def query_sticky(s: Script) -> None:
     s.start()
     task = s.poll()
-    waiting = s.client.begin("PollWorkflowTaskQueue", timeout=20.0, **_sticky_poll(s))
+    waiting = _begin_sticky_poll(s)
     s.complete(task, s.timer(after=60), sticky=5)
     asked = s.begin_query()
     task = waiting.result()
@@ -146,9 +147,16 @@ def query_sticky(s: Script) -> None:
     s.terminate()
 
 
-def _sticky_poll(s: Script) -> dict[str, Any]:
-    queue = {"name": s.sticky_queue, "kind": 2, "normal_name": s.queue}
-    return {"namespace": NAMESPACE, "task_queue": queue, "identity": WORKER}
+def _begin_sticky_poll(s: Script) -> Pending:
+    waiting = s.client.begin(
+        "PollWorkflowTaskQueue",
+        timeout=20.0,
+        namespace=NAMESPACE,
+        task_queue={"name": s.sticky_queue, "kind": TASK_QUEUE_KIND_STICKY, "normal_name": s.queue},
+        identity=WORKER,
+    )
+    time.sleep(0.5)  # for the poll to arrive: a sticky queue that nobody polls gets no tasks
+    return waiting
 
 
 def _answer(s: Script, task: Any, text: str) -> None:
