@@ -46,7 +46,7 @@ def slot_of(namespace: str, workflow_id: str) -> int:
 
 
 def shard_of(namespace: str, workflow_id: str, shard_count: int) -> int:
-    """The shard (= Kafka partition) of a workflow id. Equals Kafka's default partitioner, as 4096 is a multiple of it."""
+    """The shard (= Kafka partition) of a workflow id. The same as Kafka's default partitioner's."""
     return slot_of(namespace, workflow_id) % shard_count
 
 
@@ -70,7 +70,7 @@ class Origin(NamedTuple):
     partition: int
     epoch: int
     offset: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on an origin
 
     @property
     def place(self) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Units of time. Instants are UTC nanoseconds since the epoch (`…_at_ns`), durations nanoseconds (`…_ns`); 0 means none."""
+"""Units of time. Instants are UTC nanoseconds since the epoch (`…_at_ns`), durations too (`…_ns`); 0 means none."""
 
 from __future__ import annotations
 

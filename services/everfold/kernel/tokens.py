@@ -96,7 +96,9 @@ def _strings(*values: str) -> bytes:
 def _read(data: bytes, kind: int, count: int, ints: struct.Struct) -> tuple[list[str], tuple[int, ...]]:
     """Takes `count` strings and then `ints`, which must end the token."""
     if len(data) < 2 or data[0] != VERSION or data[1] != kind:
-        raise BadTaskToken(f"expected a task token of version {VERSION} and kind {kind}, found {data[:2].hex() or 'nothing'}")
+        raise BadTaskToken(
+            f"expected a task token of version {VERSION} and kind {kind}, found {data[:2].hex() or 'nothing'}"
+        )
     at = 2
     strings: list[str] = []
     try:

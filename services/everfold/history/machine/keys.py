@@ -106,3 +106,13 @@ def parked(slot: int, run: bytes, offset: int) -> bytes:
 def parked_prefix(slot: int, run: bytes) -> bytes:
     """Prefix of all records that wait for a run."""
     return _slot(slot) + b"p" + run
+
+
+def kind_of_slot(slot: int, kind: bytes) -> tuple[bytes, bytes]:
+    """Start and end of a slot's rows of one kind."""
+    return _slot(slot) + kind, _slot(slot) + bytes((kind[0] + 1,))
+
+
+def history_range(slot: int, run_id: str, first: int, end: int) -> tuple[bytes, bytes]:
+    """Start and end of a run's history rows whose first event id is in [first, end)."""
+    return history(slot, run_id, first), history(slot, run_id, end)

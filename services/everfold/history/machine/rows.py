@@ -26,7 +26,7 @@ class RowStore(Protocol):
 class Rows:
     """The rows of a shard as the fold sees them."""
 
-    __slots__ = ("_store", "_batch", "_step", "_hash")
+    __slots__ = ("_batch", "_hash", "_step", "_store")
 
     def __init__(self, store: RowStore, state_hash: bytes) -> None:
         self._store = store

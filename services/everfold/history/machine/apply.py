@@ -1,0 +1,352 @@
+"""What each history event does to a run. The only code that changes state because of an event; nothing here can refuse.
+
+An applier meets an event that was decided legal when it was recorded. One that does not fit the state is a broken
+invariant (a corrupt log, or a defect of a decider), never bad input. Buffered events are applied when they are buffered,
+as in Temporal: only their ids come later (see `turn.Turn.flush_buffered`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from temporalio.api.history.v1 import message_pb2 as history_pb2
+
+from everfold.history.machine import events
+from everfold.history.machine.durations import to_ns
+from everfold.history.machine.events import serialize, time_ns
+from everfold.history.machine.state import Activity, Run, Status, TaskKind, UserTimer, WorkflowTask
+from everfold.kernel.errors import InvariantViolation
+from everfold.kernel.retry import coefficient_ratio
+
+Event = history_pb2.HistoryEvent
+Applier = Callable[[Run, Event], None]
+
+APPLIERS: Final[dict[int, Applier]] = {}
+"""Event type -> applier. Every event that the machine records is here; those without effect as explicit no-ops."""
+
+
+def applies(*event_types: int) -> Callable[[Applier], Applier]:
+    """Registers an applier, and refuses a second one for the same event."""
+
+    def register(applier: Applier) -> Applier:
+        for event_type in event_types:
+            if event_type in APPLIERS:
+                raise AssertionError(f"two appliers for {events.TYPE_NAMES[event_type]}")
+            APPLIERS[event_type] = applier
+        return applier
+
+    return register
+
+
+def apply_event(run: Run, event: Event) -> None:
+    """Changes a run as an event says."""
+    APPLIERS[event.event_type](run, event)
+
+
+# ---- the run itself -------------------------------------------------------------------------------------------------
+
+
+@applies(events.STARTED)
+def _started(run: Run, event: Event) -> None:
+    a = event.workflow_execution_started_event_attributes
+    run.workflow_type = a.workflow_type.name
+    run.task_queue = a.task_queue.name
+    run.first_run_id = a.first_execution_run_id
+    run.original_run_id = a.original_execution_run_id
+    run.started_at_ns = time_ns(event.event_time)
+    backoff = to_ns(a.first_workflow_task_backoff)
+    run.execution_at_ns = run.started_at_ns + backoff
+    run.first_task_at_ns = run.execution_at_ns if backoff else 0
+    run.execution_timeout_ns = to_ns(a.workflow_execution_timeout)
+    run.run_timeout_ns = to_ns(a.workflow_run_timeout)
+    run.task_timeout_ns = to_ns(a.workflow_task_timeout)
+    run.execution_expires_at_ns = time_ns(a.workflow_execution_expiration_time)
+    run.run_expires_at_ns = run.execution_at_ns + run.run_timeout_ns if run.run_timeout_ns else 0
+    if run.execution_expires_at_ns and (
+        not run.run_expires_at_ns or run.run_expires_at_ns > run.execution_expires_at_ns
+    ):
+        run.run_expires_at_ns = run.execution_expires_at_ns
+    run.attempt = a.attempt
+    run.memo = {key: serialize(a.memo.fields[key]) for key in sorted(a.memo.fields)}
+    fields = a.search_attributes.indexed_fields
+    run.search_attributes = {key: serialize(fields[key]) for key in sorted(fields)}
+    run.priority = serialize(a.priority) if a.HasField("priority") else b""
+    run.user_metadata = serialize(event.user_metadata) if event.HasField("user_metadata") else b""
+    if a.HasField("root_workflow_execution"):
+        run.root = [a.root_workflow_execution.workflow_id, a.root_workflow_execution.run_id]
+
+
+def _closed(status: Status) -> Applier:
+    def apply(run: Run, event: Event) -> None:
+        if not run.running:
+            raise InvariantViolation(f"{events.TYPE_NAMES[event.event_type]} after the run closed as {run.status}")
+        run.status = status
+        run.closed_at_ns = time_ns(event.event_time)
+        run.close_event_id = event.event_id
+        run.workflow_task = None
+        run.sticky_queue = ""
+        run.first_task_at_ns = 0
+        run.activities.clear()
+        run.activity_ids.clear()
+        run.timers.clear()
+        run.buffered.clear()
+
+    return apply
+
+
+applies(events.COMPLETED)(_closed(Status.COMPLETED))
+applies(events.FAILED)(_closed(Status.FAILED))
+applies(events.CANCELED)(_closed(Status.CANCELED))
+applies(events.TERMINATED)(_closed(Status.TERMINATED))
+applies(events.TIMED_OUT)(_closed(Status.TIMED_OUT))
+
+
+@applies(events.SIGNALED)
+def _signaled(run: Run, event: Event) -> None:
+    run.signal_count += 1
+
+
+@applies(events.CANCEL_REQUESTED)
+def _cancel_requested(run: Run, event: Event) -> None:
+    run.cancel_requested = True
+
+
+@applies(events.MARKER_RECORDED)
+def _no_effect(run: Run, event: Event) -> None:
+    """The event is for the worker; the engine only keeps it."""
+
+
+@applies(events.SEARCH_ATTRIBUTES_UPSERTED)
+def _search_attributes_upserted(run: Run, event: Event) -> None:
+    fields = event.upsert_workflow_search_attributes_event_attributes.search_attributes.indexed_fields
+    _merge(run.search_attributes, {key: serialize(fields[key]) for key in sorted(fields)}, fields)
+
+
+@applies(events.PROPERTIES_MODIFIED)
+def _properties_modified(run: Run, event: Event) -> None:
+    fields = event.workflow_properties_modified_event_attributes.upserted_memo.fields
+    _merge(run.memo, {key: serialize(fields[key]) for key in sorted(fields)}, fields)
+
+
+def _merge(target: dict[str, bytes], changes: dict[str, bytes], payloads: object) -> None:
+    """Sets the given names; a payload that means null or an empty list removes its name, as in Temporal (payload.MergeMapOfPayload)."""
+    for name, value in changes.items():
+        payload = payloads[name]  # type: ignore[index]
+        encoding = payload.metadata.get("encoding", b"")
+        if encoding == b"binary/null" or not payload.data or payload.data in (b"null", b"[]"):
+            target.pop(name, None)
+        else:
+            target[name] = value
+
+
+# ---- workflow tasks -------------------------------------------------------------------------------------------------
+
+
+@applies(events.TASK_SCHEDULED)
+def _task_scheduled(run: Run, event: Event) -> None:
+    a = event.workflow_task_scheduled_event_attributes
+    task = WorkflowTask()
+    task.scheduled_event_id = event.event_id
+    task.attempt = a.attempt
+    task.scheduled_at_ns = task.original_scheduled_at_ns = time_ns(event.event_time)
+    task.timeout_ns = to_ns(a.start_to_close_timeout)
+    task.queue = a.task_queue.name
+    run.workflow_task = task
+    run.first_task_at_ns = 0
+
+
+@applies(events.TASK_STARTED)
+def _task_started(run: Run, event: Event) -> None:
+    a = event.workflow_task_started_event_attributes
+    task = run.workflow_task
+    if task is None:
+        raise InvariantViolation(f"WORKFLOW_TASK_STARTED {event.event_id} without a scheduled task")
+    start_task(
+        task,
+        event.event_id,
+        time_ns(event.event_time),
+        a.request_id,
+        a.identity,
+        a.history_size_bytes,
+        1 if a.suggest_continue_as_new else 0,
+    )
+
+
+def start_task(
+    task: WorkflowTask,
+    started_event_id: int,
+    at_ns: int,
+    request_id: str,
+    identity: str,
+    history_size_bytes: int,
+    suggest_continue_as_new: int,
+) -> None:
+    """A worker has the task. Called for transient tasks too, whose events are not written."""
+    task.started_event_id = started_event_id
+    task.started_at_ns = at_ns
+    task.request_id = request_id
+    task.identity = identity
+    task.history_size_bytes = history_size_bytes
+    task.suggest_continue_as_new = suggest_continue_as_new
+    task.schedule_to_start_deadline_ns = 0
+
+
+@applies(events.TASK_COMPLETED)
+def _task_completed(run: Run, event: Event) -> None:
+    run.last_completed_started_id = event.workflow_task_completed_event_attributes.started_event_id
+    run.workflow_task = None
+    run.workflow_task_attempt = 1
+    run.last_task_failed = []
+
+
+@applies(events.TASK_FAILED)
+def _task_failed(run: Run, event: Event) -> None:
+    run.last_task_failed = ["failed", event.workflow_task_failed_event_attributes.cause]
+
+
+@applies(events.TASK_TIMED_OUT)
+def _task_timed_out(run: Run, event: Event) -> None:
+    run.last_task_failed = ["timed out", event.workflow_task_timed_out_event_attributes.timeout_type]
+
+
+def end_failed_task(run: Run, *, count: bool) -> None:
+    """The workflow task failed or timed out; written or not.
+
+    Temporal (workflow_task_state_machine.go, failWorkflowTask): a task of a sticky run is not counted, stickiness is
+    cleared instead, so that the first try on the normal queue is a written one.
+    """
+    if run.sticky_queue:
+        count = False
+        run.sticky_queue = ""
+    run.workflow_task = None
+    run.workflow_task_attempt = run.workflow_task_attempt + 1 if count else 1
+
+
+def make_transient(task: WorkflowTask) -> None:
+    """Marks a retried task: its events are written only when it completes."""
+    task.kind = TaskKind.TRANSIENT
+
+
+# ---- activities -----------------------------------------------------------------------------------------------------
+
+
+@applies(events.ACTIVITY_SCHEDULED)
+def _activity_scheduled(run: Run, event: Event) -> None:
+    a = event.activity_task_scheduled_event_attributes
+    activity = Activity()
+    activity.scheduled_event_id = event.event_id
+    activity.activity_id = a.activity_id
+    activity.activity_type = a.activity_type.name
+    activity.task_queue = a.task_queue.name
+    activity.scheduled_at_ns = activity.first_scheduled_at_ns = time_ns(event.event_time)
+    activity.schedule_to_start_ns = to_ns(a.schedule_to_start_timeout)
+    activity.schedule_to_close_ns = to_ns(a.schedule_to_close_timeout)
+    activity.start_to_close_ns = to_ns(a.start_to_close_timeout)
+    activity.heartbeat_ns = to_ns(a.heartbeat_timeout)
+    if activity.schedule_to_close_ns:
+        activity.expires_at_ns = activity.first_scheduled_at_ns + activity.schedule_to_close_ns
+    policy = a.retry_policy
+    activity.initial_interval_ns = to_ns(policy.initial_interval)
+    activity.maximum_interval_ns = to_ns(policy.maximum_interval)
+    activity.maximum_attempts = policy.maximum_attempts
+    activity.coefficient = list(coefficient_ratio(policy.backoff_coefficient))
+    activity.non_retryable_types = list(policy.non_retryable_error_types)
+    activity.priority = serialize(a.priority) if a.HasField("priority") else b""
+    run.activities[activity.scheduled_event_id] = activity
+    run.activity_ids[activity.activity_id] = activity.scheduled_event_id
+
+
+@applies(events.ACTIVITY_CANCEL_REQUESTED)
+def _activity_cancel_requested(run: Run, event: Event) -> None:
+    activity = run.activities.get(event.activity_task_cancel_requested_event_attributes.scheduled_event_id)
+    if activity is not None:
+        activity.cancel_requested_event_id = event.event_id
+
+
+@applies(events.ACTIVITY_STARTED)
+def _activity_started(run: Run, event: Event) -> None:
+    """Written together with the closing event, which ends the activity; the start itself was a state change only."""
+
+
+@applies(events.ACTIVITY_COMPLETED)
+def _activity_completed(run: Run, event: Event) -> None:
+    _end_activity(run, event.activity_task_completed_event_attributes.scheduled_event_id)
+
+
+@applies(events.ACTIVITY_FAILED)
+def _activity_failed(run: Run, event: Event) -> None:
+    _end_activity(run, event.activity_task_failed_event_attributes.scheduled_event_id)
+
+
+@applies(events.ACTIVITY_TIMED_OUT)
+def _activity_timed_out(run: Run, event: Event) -> None:
+    _end_activity(run, event.activity_task_timed_out_event_attributes.scheduled_event_id)
+
+
+@applies(events.ACTIVITY_CANCELED)
+def _activity_canceled(run: Run, event: Event) -> None:
+    _end_activity(run, event.activity_task_canceled_event_attributes.scheduled_event_id)
+
+
+def _end_activity(run: Run, scheduled_event_id: int) -> None:
+    activity = run.activities.pop(scheduled_event_id, None)
+    if activity is None:
+        raise InvariantViolation(f"an activity that is not pending ended: scheduled event {scheduled_event_id}")
+    del run.activity_ids[activity.activity_id]
+
+
+def start_activity(activity: Activity, at_ns: int, request_id: str, identity: str) -> None:
+    """A worker has the activity's current attempt. No event: ActivityTaskStarted is written with the closing one."""
+    activity.started_at_ns = at_ns
+    activity.last_heartbeat_at_ns = at_ns
+    activity.request_id = request_id
+    activity.identity = identity
+    activity.last_worker_identity = identity
+
+
+def return_activity(activity: Activity) -> None:
+    """The worker that asked for the attempt has left before it got it: the attempt waits again."""
+    activity.started_at_ns = 0
+    activity.request_id = ""
+    activity.identity = ""
+
+
+def retry_activity(activity: Activity, now_ns: int, next_attempt_at_ns: int, last_failure: bytes) -> None:
+    """The attempt ended and another follows after the backoff."""
+    activity.last_attempt_completed_at_ns = now_ns
+    activity.attempt += 1
+    activity.last_failure = last_failure
+    activity.next_attempt_at_ns = next_attempt_at_ns
+    activity.scheduled_at_ns = next_attempt_at_ns
+    activity.started_at_ns = 0
+    activity.request_id = ""
+    activity.identity = ""
+    activity.task_id = ""
+
+
+def heartbeat_activity(activity: Activity, at_ns: int, details: bytes | None) -> None:
+    """A sign of life; the latest details win, and survive to the next attempt."""
+    activity.last_heartbeat_at_ns = at_ns
+    if details is not None:
+        activity.heartbeat_details = details
+
+
+# ---- timers ---------------------------------------------------------------------------------------------------------
+
+
+@applies(events.TIMER_STARTED)
+def _timer_started(run: Run, event: Event) -> None:
+    a = event.timer_started_event_attributes
+    fires_at_ns = time_ns(event.event_time) + to_ns(a.start_to_fire_timeout)
+    run.timers[a.timer_id] = UserTimer(event.event_id, fires_at_ns)
+
+
+@applies(events.TIMER_FIRED)
+def _timer_fired(run: Run, event: Event) -> None:
+    del run.timers[event.timer_fired_event_attributes.timer_id]
+
+
+@applies(events.TIMER_CANCELED)
+def _timer_canceled(run: Run, event: Event) -> None:
+    run.timers.pop(event.timer_canceled_event_attributes.timer_id, None)

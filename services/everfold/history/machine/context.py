@@ -1,0 +1,227 @@
+"""One record being folded: its place, its time, and where what it makes goes.
+
+The context is the only way from a decider to rows, ids and outputs. Everything in it comes from the record, its place in
+the log, or the rows (law 2).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import msgpack
+
+from everfold.history.machine import keys
+from everfold.history.machine.rows import Rows
+from everfold.history.machine.state import Run, decode_run
+from everfold.history.machine.step import Guards, OutboxRow, Step
+from everfold.kernel.ids import Origin, derived_uuid, slot_of, task_partition
+from everfold.kernel.limits import Limits
+from everfold.schemas import codec
+from everfold.schemas.topics import Topic
+
+
+class NamespaceInfo(NamedTuple):
+    """What the machine knows of a namespace."""
+
+    namespace_id: str
+    name: str
+    version: int
+    state: int
+    retention_ns: int
+    search_attributes: dict[str, str]
+    deleted: bool
+
+
+class RunCache(Protocol):
+    """Decoded runs, so that a hot run is not decoded at every record."""
+
+    def get(self, key: bytes) -> Run | None:
+        """The run under that row key, if it is here."""
+        ...
+
+    def put(self, key: bytes, run: Run) -> None:
+        """Keep a run as it now is."""
+        ...
+
+    def drop(self, key: bytes) -> None:
+        """Forget a run; the next reader decodes its row."""
+        ...
+
+
+class ShardFacts(Protocol):
+    """The parts of the shard's meta row that a step needs."""
+
+    cluster_id: str
+    shard: int
+    shard_count: int
+    limits: Limits
+    #: "topic/partition" -> place of the last output sent there
+    chains: dict[str, tuple[int, int, int]]
+
+
+class StepContext:
+    """Context of one fold step."""
+
+    __slots__ = (
+        "_ids",
+        "_index",
+        "_links",
+        "_namespaces",
+        "cache",
+        "epoch",
+        "facts",
+        "guards",
+        "loaded",
+        "now_ns",
+        "offset",
+        "rows",
+        "step",
+    )
+
+    def __init__(
+        self,
+        facts: ShardFacts,
+        rows: Rows,
+        cache: RunCache,
+        guards: Guards,
+        namespaces: dict[str, NamespaceInfo],
+        epoch: int,
+        offset: int,
+        now_ns: int,
+    ) -> None:
+        self.facts = facts
+        self.rows = rows
+        self.cache = cache
+        self.guards = guards
+        self.epoch = epoch
+        self.offset = offset
+        self.now_ns = now_ns
+        self.step = Step()
+        #: row keys of the runs this step has taken from the cache; dropped from it if the step fails
+        self.loaded: set[bytes] = set()
+        self._namespaces = namespaces
+        self._ids = 0
+        self._index = 0
+        #: chain positions moved by this step
+        self._links: dict[str, tuple[int, int, int]] = {}
+
+    # ---- ids and settings -------------------------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> Limits:
+        """The settings in force."""
+        return self.facts.limits
+
+    def new_id(self) -> str:
+        """A UUID that every fold of this record makes alike."""
+        self._ids += 1
+        facts = self.facts
+        return derived_uuid(facts.cluster_id, facts.shard, self.epoch, self.offset, self._ids)
+
+    def namespace(self, namespace_id: str) -> NamespaceInfo | None:
+        """A namespace as `NamespaceChanged` records have told it to this shard."""
+        known = self._namespaces.get(namespace_id)
+        if known is None:
+            row = self.rows.get(keys.namespace(namespace_id))
+            if row is None:
+                return None
+            known = self._namespaces[namespace_id] = namespace_from_record(codec.decode(row)[1])
+        return known
+
+    def forget_namespace(self, namespace_id: str) -> None:
+        """The namespace's row has changed."""
+        self._namespaces.pop(namespace_id, None)
+
+    # ---- runs -------------------------------------------------------------------------------------------------------
+
+    def load(self, key: bytes) -> Run | None:
+        """The run under a row key, or None."""
+        run = self.cache.get(key)
+        if run is None:
+            row = self.rows.get(key)
+            if row is None:
+                return None
+            run = decode_run(row)
+            self.cache.put(key, run)
+        self.loaded.add(key)
+        return run
+
+    def reload(self, run: Run) -> Run:
+        """The run as it was before this step; what the step did to it is gone."""
+        key = run_row(run)
+        self.cache.drop(key)
+        again = self.load(key)
+        if again is None:
+            raise AssertionError(f"a run that this step made cannot be reloaded: {run.workflow_id} {run.run_id}")
+        return again
+
+    def find(self, namespace_id: str, namespace: str, workflow_id: str, run_id: str) -> Run | None:
+        """The named run, or the current one of the workflow id when `run_id` is empty."""
+        slot = slot_of(namespace, workflow_id)
+        if not run_id:
+            pointer = self.rows.get(keys.current(slot, namespace_id, workflow_id))
+            if pointer is None:
+                return None
+            run_id = pointer.decode()
+        return self.load(keys.run(slot, namespace_id, workflow_id, run_id))
+
+    # ---- outputs ----------------------------------------------------------------------------------------------------
+
+    def emit(self, topic: Topic, partition: int, key: bytes, schema: str, record: dict[str, Any]) -> Origin:
+        """Adds a record to the outbox, with its origin and that of its predecessor on the same partition."""
+        origin, predecessor = self._link(topic, partition)
+        record["origin"] = origin._asdict()
+        record["predecessor"] = None if predecessor is None else predecessor._asdict()
+        self._put(origin, topic, partition, key, codec.encode(schema, record))
+        return origin
+
+    def emit_tombstone(self, topic: Topic, partition: int, key: bytes) -> None:
+        """Adds a tombstone to the outbox. It has no envelope, so it takes no place in the chain (law 10)."""
+        origin = Origin("SHARD_LOG", self.facts.shard, self.epoch, self.offset, self._index)
+        self._index += 1
+        self._put(origin, topic, partition, key, None)
+
+    def next_output(self) -> Origin:
+        """The origin that the next output of this step will have."""
+        return Origin("SHARD_LOG", self.facts.shard, self.epoch, self.offset, self._index)
+
+    def task_partition(self, namespace_id: str, task_queue: str) -> int:
+        """The task partition of a queue."""
+        return task_partition(namespace_id, task_queue, self.limits["matching.partitions"])
+
+    def commit_links(self) -> None:
+        """The step succeeded: its outputs are the last of their chains."""
+        self.facts.chains.update(self._links)
+
+    def _link(self, topic: Topic, partition: int) -> tuple[Origin, Origin | None]:
+        chain = f"{topic.name}/{partition}"
+        shard = self.facts.shard
+        last = self._links.get(chain) or self.facts.chains.get(chain)
+        origin = Origin("SHARD_LOG", shard, self.epoch, self.offset, self._index)
+        self._index += 1
+        self._links[chain] = origin.place
+        return origin, None if last is None else Origin("SHARD_LOG", shard, *last)
+
+    def _put(self, origin: Origin, topic: Topic, partition: int, key: bytes, value: bytes | None) -> None:
+        self.rows.put(
+            keys.outbox(origin.epoch, origin.offset, origin.index), msgpack.packb((topic.name, partition, key, value))
+        )
+        self.step.outputs.append(OutboxRow(origin, topic.name, partition, key, value))
+
+
+def run_row(run: Run) -> bytes:
+    """Row key of a run's mutable state."""
+    return keys.run(run.slot, run.namespace_id, run.workflow_id, run.run_id)
+
+
+def namespace_from_record(record: dict[str, Any]) -> NamespaceInfo:
+    """The machine's view of a `Namespace` record."""
+    return NamespaceInfo(
+        record["namespace_id"],
+        record["name"],
+        record["version"],
+        record["state"],
+        record["retention_ns"],
+        dict(record["search_attributes"]),
+        record["deleted"],
+    )

@@ -1,0 +1,173 @@
+"""Namespaces: shard 0 decides names and ids, and tells everybody through the `namespaces` topic.
+
+A namespace's row on shard 0 is the truth; other shards learn of it by `NamespaceChanged` records, put before the first
+record that needs that version (law 2). Replies carry the namespace's Avro record, as written to the topic.
+Temporal: service/frontend/namespace_handler.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from temporalio.api.enums.v1 import common_pb2 as enums_common
+from temporalio.api.enums.v1 import namespace_pb2 as enums_namespace
+from temporalio.api.errordetails.v1 import message_pb2 as errordetails_pb2
+from temporalio.api.operatorservice.v1 import request_response_pb2 as operator
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history.machine import keys
+from everfold.history.machine.context import StepContext
+from everfold.history.machine.decide.search_attributes import PREDEFINED, SYSTEM
+from everfold.history.machine.durations import to_ns
+from everfold.history.machine.events import serialize
+from everfold.history.machine.rejections import invalid, namespace_not_found, status
+from everfold.history.machine.step import Reply
+from everfold.kernel.errors import Code
+from everfold.kernel.time import DAY_NS
+from everfold.schemas import codec
+from everfold.schemas.topics import NAMESPACES
+
+Record = dict[str, Any]
+
+RETENTION_MIN_NS: Final = DAY_NS
+"""Temporal's least retention (common/namespace/const.go)."""
+
+_REGISTERED: Final = enums_namespace.NAMESPACE_STATE_REGISTERED
+_TYPE_NAMES: Final = {
+    number: "".join(word.capitalize() for word in name.removeprefix("INDEXED_VALUE_TYPE_").split("_"))
+    for name, number in enums_common.IndexedValueType.items()
+}
+
+
+def decide_register(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+    """RegisterNamespace."""
+    request = ws.RegisterNamespaceRequest.FromString(message)
+    if _by_name(ctx, request.namespace) is not None:
+        raise status(Code.ALREADY_EXISTS, "Namespace already exists.", errordetails_pb2.NamespaceAlreadyExistsFailure())
+    retention_ns = to_ns(request.workflow_execution_retention_period)
+    _check_retention(retention_ns)
+    record: Record = {
+        "namespace_id": ctx.new_id(),
+        "name": request.namespace,
+        "version": 0,
+        "state": _REGISTERED,
+        "description": request.description,
+        "owner_email": request.owner_email,
+        "data": {key: request.data[key] for key in sorted(request.data)},
+        "retention_ns": retention_ns,
+        "search_attributes": {},
+        "created_at_ns": ctx.now_ns,
+        "deleted": False,
+        "config": b"",
+    }
+    return _publish(ctx, versions, record)
+
+
+def decide_update(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+    """UpdateNamespace: what is set changes, data entries are merged."""
+    request = ws.UpdateNamespaceRequest.FromString(message)
+    record = _existing(ctx, request.namespace)
+    info = request.update_info
+    if info.description:
+        record["description"] = info.description
+    if info.owner_email:
+        record["owner_email"] = info.owner_email
+    record["data"] = {**record["data"], **{key: info.data[key] for key in sorted(info.data)}}
+    if info.state:
+        record["state"] = info.state
+    if request.config.HasField("workflow_execution_retention_ttl"):
+        retention_ns = to_ns(request.config.workflow_execution_retention_ttl)
+        _check_retention(retention_ns)
+        record["retention_ns"] = retention_ns
+    if request.HasField("config"):
+        record["config"] = serialize(request.config)
+    return _publish(ctx, versions, record)
+
+
+def decide_deprecate(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+    """DeprecateNamespace: no new workflows from now on."""
+    record = _existing(ctx, ws.DeprecateNamespaceRequest.FromString(message).namespace)
+    record["state"] = enums_namespace.NAMESPACE_STATE_DEPRECATED
+    return _publish(ctx, versions, record)
+
+
+def decide_add_search_attributes(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+    """Operator AddSearchAttributes: names that exist with the same type are left alone."""
+    request = operator.AddSearchAttributesRequest.FromString(message)
+    record = _existing(ctx, request.namespace)
+    attributes = dict(record["search_attributes"])
+    changed = False
+    for name in sorted(request.search_attributes):
+        kind = _TYPE_NAMES[request.search_attributes[name]]
+        if name in SYSTEM or name in PREDEFINED:
+            raise invalid(f"Search attribute {name} is reserved by system.")
+        if kind == "Unspecified":
+            raise invalid(f"Unable to parse search attribute type for {name}.")
+        if name in attributes:
+            if attributes[name] != kind:
+                raise status(
+                    Code.ALREADY_EXISTS, f"Search attribute {name} already exists with type {attributes[name]}."
+                )
+            continue
+        attributes[name] = kind
+        changed = True
+    if not changed:
+        ctx.step.ignored = True
+        return Reply(codec.encode("Namespace", record))
+    record["search_attributes"] = attributes
+    return _publish(ctx, versions, record)
+
+
+def decide_remove_search_attributes(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+    """Operator RemoveSearchAttributes."""
+    request = operator.RemoveSearchAttributesRequest.FromString(message)
+    record = _existing(ctx, request.namespace)
+    attributes = dict(record["search_attributes"])
+    for name in request.search_attributes:
+        if name not in attributes:
+            raise status(Code.NOT_FOUND, f"Search attribute {name} doesn't exist.")
+        del attributes[name]
+    record["search_attributes"] = attributes
+    return _publish(ctx, versions, record)
+
+
+def _check_retention(retention_ns: int) -> None:
+    if retention_ns < RETENTION_MIN_NS:
+        raise invalid("A valid retention period is not set on request. The minimum is 1 day.")
+
+
+def _existing(ctx: StepContext, name: str) -> Record:
+    record = _by_name(ctx, name)
+    if record is None:
+        raise namespace_not_found(name)
+    return record
+
+
+def _by_name(ctx: StepContext, name: str) -> Record | None:
+    for _, row in ctx.rows.scan(keys.NAMESPACES, keys.OUTBOX):
+        record = codec.decode(row)[1]
+        if record["name"] == name and not record["deleted"]:
+            return record
+    return None
+
+
+def _publish(ctx: StepContext, versions: dict[str, int], record: Record) -> Reply:
+    """Writes the row and the topic's record, one version on."""
+    record["version"] += 1
+    namespace_id = record["namespace_id"]
+    ctx.emit(NAMESPACES, 0, namespace_id.encode(), "Namespace", record)
+    data = codec.encode("Namespace", record)
+    ctx.rows.put(keys.namespace(namespace_id), data)
+    ctx.forget_namespace(namespace_id)
+    versions[namespace_id] = record["version"]
+    return Reply(data)
+
+
+DECIDERS: Final[dict[str, Callable[[StepContext, dict[str, int], bytes], Reply]]] = {
+    "REGISTER_NAMESPACE": decide_register,
+    "UPDATE_NAMESPACE": decide_update,
+    "DEPRECATE_NAMESPACE": decide_deprecate,
+    "ADD_SEARCH_ATTRIBUTES": decide_add_search_attributes,
+    "REMOVE_SEARCH_ATTRIBUTES": decide_remove_search_attributes,
+}

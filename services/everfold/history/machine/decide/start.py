@@ -1,0 +1,220 @@
+"""Starting a workflow, and signalling one that may have to be started first.
+
+Temporal: service/history/api/startworkflow, service/history/api/signalwithstartworkflow, api/workflow_id_dedup.go.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from temporalio.api.enums.v1 import task_queue_pb2
+from temporalio.api.enums.v1 import workflow_pb2 as enums
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history.machine import events, keys
+from everfold.history.machine.context import NamespaceInfo, StepContext
+from everfold.history.machine.decide.closing import terminate
+from everfold.history.machine.decide.schedule import schedule_workflow_task
+from everfold.history.machine.decide.search_attributes import check_search_attributes
+from everfold.history.machine.decide.signal import check_signal, is_repeated_signal, record_signal
+from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
+from everfold.history.machine.events import serialize, set_time
+from everfold.history.machine.rejections import already_started, busy, invalid
+from everfold.history.machine.state import Run, Status
+from everfold.history.machine.step import Reply
+from everfold.history.machine.turn import Turn
+from everfold.kernel.ids import slot_of
+
+_FAILED: Final = frozenset((Status.FAILED, Status.CANCELED, Status.TERMINATED, Status.TIMED_OUT))
+
+_TERMINATE_REASON: Final = "TerminateIfRunning WorkflowIdReusePolicy Policy"
+_TERMINATE_IDENTITY: Final = "history-service"
+
+_REUSE_TEXTS: Final = {
+    "finished": "Workflow execution already finished. WorkflowId: {0}, RunId: {1}. Workflow Id reuse policy: reject duplicate workflow Id.",
+    "succeeded": "Workflow execution already finished successfully. WorkflowId: {0}, RunId: {1}. Workflow Id reuse policy: allow duplicate workflow Id if last run failed.",
+    "running": "Workflow execution is already running. WorkflowId: {0}, RunId: {1}.",
+}
+
+
+def decide_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> Reply:
+    """StartWorkflowExecution: create a run as the id policies allow, or name the one that stands in the way."""
+    request = ws.StartWorkflowExecutionRequest.FromString(message)
+    current = ctx.find(namespace.namespace_id, namespace.name, request.workflow_id, "")
+    if current is not None and ctx.guards.start_dedupe and current.create_request_id == request.request_id:
+        ctx.step.ignored = True
+        return _started(current, True)
+    if current is not None and current.running and _conflict(request) == enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING:
+        return _started(current, False)
+    check_search_attributes(namespace, request.search_attributes, ctx.limits)
+    _make_room(ctx, request, current, _conflict(request), request.workflow_id_reuse_policy)
+    turn = create_run(ctx, namespace, request)
+    schedule_workflow_task(turn)
+    turn.finish()
+    return _started(turn.run, True)
+
+
+def decide_signal_with_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> Reply:
+    """SignalWithStartWorkflowExecution: signal the running workflow, or start one whose second event is the signal."""
+    request = ws.SignalWithStartWorkflowExecutionRequest.FromString(message)
+    current = ctx.find(namespace.namespace_id, namespace.name, request.workflow_id, "")
+    if current is not None and (
+        is_repeated_signal(ctx, current, request.request_id)
+        or (ctx.guards.start_dedupe and request.request_id and current.create_request_id == request.request_id)
+    ):
+        ctx.step.ignored = True
+        response = ws.SignalWithStartWorkflowExecutionResponse(run_id=current.run_id)
+        response.started = current.create_request_id == request.request_id
+        return Reply(serialize(response))
+    policy = request.workflow_id_conflict_policy
+    if policy == enums.WORKFLOW_ID_CONFLICT_POLICY_UNSPECIFIED:
+        policy = enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
+        if request.workflow_id_reuse_policy == enums.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING:
+            policy = enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
+    if current is not None and current.running and policy != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
+        check_signal(ctx, current, request.signal_input.ByteSize())
+        turn = Turn(ctx, current)
+        record_signal(turn, request, request.signal_input if request.HasField("signal_input") else None)
+        schedule_workflow_task(turn)
+        turn.finish()
+        return Reply(serialize(ws.SignalWithStartWorkflowExecutionResponse(run_id=current.run_id, started=False)))
+    start = _start_part(request)
+    check_search_attributes(namespace, start.search_attributes, ctx.limits)
+    _make_room(ctx, start, current, policy, request.workflow_id_reuse_policy)
+    turn = create_run(ctx, namespace, start)
+    record_signal(turn, request, request.signal_input if request.HasField("signal_input") else None)
+    schedule_workflow_task(turn)
+    turn.finish()
+    return Reply(serialize(ws.SignalWithStartWorkflowExecutionResponse(run_id=turn.run.run_id, started=True)))
+
+
+def _conflict(request: ws.StartWorkflowExecutionRequest) -> int:
+    policy = request.workflow_id_conflict_policy
+    if request.workflow_id_reuse_policy == enums.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING:
+        return enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
+    return policy or enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL
+
+
+def _started(run: Run, started: bool) -> Reply:
+    response = ws.StartWorkflowExecutionResponse(run_id=run.run_id, started=started, status=int(run.status))
+    link = response.link.workflow_event
+    link.namespace = run.namespace
+    link.workflow_id = run.workflow_id
+    link.run_id = run.run_id
+    link.event_ref.event_id = 1
+    link.event_ref.event_type = events.STARTED  # type: ignore[assignment]
+    return Reply(serialize(response))
+
+
+def _make_room(
+    ctx: StepContext, request: ws.StartWorkflowExecutionRequest, current: Run | None, conflict: int, reuse: int
+) -> None:
+    """Raises where a run stands in the way, or terminates it where the policy says so."""
+    if current is None:
+        return
+    pressed = ctx.now_ns - current.started_at_ns
+    too_soon = pressed < ctx.limits["history.workflowIdReuseMinimalInterval"]
+    if current.running:
+        if conflict != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
+            raise _conflicting(current, "running")
+        if too_soon:
+            raise busy(
+                f"Too many restarts for workflow {current.workflow_id}. Time since last start: {pressed // 1_000_000} ms"
+            )
+        turn = Turn(ctx, current)
+        terminate(turn, _TERMINATE_REASON, None, _TERMINATE_IDENTITY)
+        turn.finish()
+        return
+    if reuse == enums.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE:
+        raise _conflicting(current, "finished")
+    if reuse == enums.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE_FAILED_ONLY and current.status not in _FAILED:
+        raise _conflicting(current, "succeeded")
+    if too_soon:
+        raise busy(
+            f"Too many starts for workflow {current.workflow_id}. Time since last start: {pressed // 1_000_000} ms"
+        )
+
+
+def _conflicting(run: Run, text: str) -> Exception:
+    message = _REUSE_TEXTS[text].format(run.workflow_id, run.run_id)
+    return already_started(message, run.create_request_id, run.run_id, run.first_run_id)
+
+
+def create_run(ctx: StepContext, namespace: NamespaceInfo, request: ws.StartWorkflowExecutionRequest) -> Turn:
+    """Makes a run and its WorkflowExecutionStarted event, and points the workflow id at it.
+
+    Raises:
+        StatusError: a timeout is out of range.
+    """
+    run = Run()
+    run.namespace_id = namespace.namespace_id
+    run.namespace = namespace.name
+    run.workflow_id = request.workflow_id
+    run.run_id = ctx.new_id()
+    run.slot = slot_of(namespace.name, request.workflow_id)
+    run.create_request_id = request.request_id
+    run.retention_ns = namespace.retention_ns
+    turn = Turn(ctx, run)
+    event = turn.new(events.STARTED)
+    a = event.workflow_execution_started_event_attributes
+    a.workflow_type.CopyFrom(request.workflow_type)
+    a.task_queue.name = request.task_queue.name
+    a.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
+    if request.HasField("input"):
+        a.input.CopyFrom(request.input)
+    try:
+        execution_ns = checked_ns(request.workflow_execution_timeout)
+        run_ns = checked_ns(request.workflow_run_timeout)
+        task_ns = checked_ns(request.workflow_task_timeout)
+    except InvalidDuration as error:
+        raise invalid(f"invalid workflow timeout: {error}") from None
+    if execution_ns and (not run_ns or run_ns > execution_ns):
+        run_ns = execution_ns
+    task_ns = min(
+        task_ns or ctx.limits["history.defaultWorkflowTaskTimeout"], ctx.limits["history.maxWorkflowTaskTimeout"]
+    )
+    if run_ns:
+        task_ns = min(task_ns, run_ns)
+    set_duration(a.workflow_execution_timeout, execution_ns)
+    set_duration(a.workflow_run_timeout, run_ns)
+    set_duration(a.workflow_task_timeout, task_ns)
+    set_duration(a.first_workflow_task_backoff, 0)
+    if execution_ns:
+        set_time(a.workflow_execution_expiration_time, ctx.now_ns + execution_ns)
+    a.original_execution_run_id = run.run_id
+    a.first_execution_run_id = run.run_id
+    a.identity = request.identity
+    a.attempt = 1
+    a.workflow_id = request.workflow_id
+    if request.HasField("memo"):
+        a.memo.CopyFrom(request.memo)
+    if request.HasField("search_attributes"):
+        a.search_attributes.CopyFrom(request.search_attributes)
+    if request.HasField("header"):
+        a.header.CopyFrom(request.header)
+    if request.HasField("priority"):
+        a.priority.CopyFrom(request.priority)
+    if request.HasField("user_metadata"):
+        event.user_metadata.CopyFrom(request.user_metadata)
+    event.links.extend(request.links)
+    turn.record(event)
+    turn.visible = True
+    ctx.rows.put(keys.current(run.slot, run.namespace_id, run.workflow_id), run.run_id.encode())
+    return turn
+
+
+def _start_part(request: ws.SignalWithStartWorkflowExecutionRequest) -> ws.StartWorkflowExecutionRequest:
+    """The start that a signal-with-start asks for: the fields of the same name."""
+    start = ws.StartWorkflowExecutionRequest()
+    names = start.DESCRIPTOR.fields_by_name
+    for field, value in request.ListFields():
+        twin = names.get(field.name)
+        if twin is None or twin.message_type is not field.message_type:
+            continue
+        if field.is_repeated:
+            getattr(start, field.name).extend(value)
+        elif field.message_type is not None:
+            getattr(start, field.name).CopyFrom(value)
+        else:
+            setattr(start, field.name, value)
+    return start

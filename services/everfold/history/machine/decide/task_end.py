@@ -1,0 +1,81 @@
+"""How a workflow task ends badly: failed by the worker or the engine, or timed out.
+
+Temporal: workflow_task_state_machine.go, AddWorkflowTaskFailedEvent and AddWorkflowTaskTimedOutEvent. A transient task's
+end writes no event; the attempt is only counted.
+"""
+
+from __future__ import annotations
+
+from temporalio.api.enums.v1 import failed_cause_pb2, workflow_pb2
+from temporalio.api.failure.v1 import message_pb2 as failure_pb2
+
+from everfold.history.machine import events
+from everfold.history.machine.apply import end_failed_task
+from everfold.history.machine.state import TaskKind
+from everfold.history.machine.step import RunKey
+from everfold.history.machine.turn import Turn
+
+_RESET = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
+_UNHANDLED = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
+
+
+def fail_workflow_task(
+    turn: Turn, cause: int, failure: failure_pb2.Failure | None, identity: str, binary_checksum: str = ""
+) -> None:
+    """The started workflow task failed: writes WorkflowTaskFailed unless it is transient, and counts the attempt."""
+    run = turn.run
+    task = run.workflow_task
+    assert task is not None and task.started_event_id
+    if task.kind == TaskKind.NORMAL:
+        event = turn.new(events.TASK_FAILED)
+        a = event.workflow_task_failed_event_attributes
+        a.scheduled_event_id = task.scheduled_event_id
+        a.started_event_id = task.started_event_id
+        a.cause = cause  # type: ignore[assignment]
+        if failure is not None:
+            a.failure.CopyFrom(failure)
+        a.identity = identity
+        a.binary_checksum = binary_checksum
+        turn.record(event)
+    _ended(turn)
+    end_failed_task(run, count=True)
+    run.close_attempted = cause == _UNHANDLED
+
+
+def time_out_workflow_task(turn: Turn) -> None:
+    """The started task's start-to-close timeout passed."""
+    run = turn.run
+    task = run.workflow_task
+    assert task is not None and task.started_event_id
+    if task.kind == TaskKind.NORMAL:
+        _record_timed_out(
+            turn, task.scheduled_event_id, task.started_event_id, workflow_pb2.TIMEOUT_TYPE_START_TO_CLOSE
+        )
+    _ended(turn)
+    end_failed_task(run, count=True)
+
+
+def time_out_sticky_task(turn: Turn) -> None:
+    """The sticky worker did not take the task in time: back to the normal queue, attempt not counted."""
+    run = turn.run
+    task = run.workflow_task
+    assert task is not None and not task.started_event_id
+    turn.void_workflow_task(task)
+    if task.kind == TaskKind.NORMAL:
+        _record_timed_out(turn, task.scheduled_event_id, 0, workflow_pb2.TIMEOUT_TYPE_SCHEDULE_TO_START)
+    _ended(turn)
+    end_failed_task(run, count=False)
+
+
+def _record_timed_out(turn: Turn, scheduled_event_id: int, started_event_id: int, timeout_type: int) -> None:
+    event = turn.new(events.TASK_TIMED_OUT)
+    a = event.workflow_task_timed_out_event_attributes
+    a.scheduled_event_id = scheduled_event_id
+    a.started_event_id = started_event_id
+    a.timeout_type = timeout_type  # type: ignore[assignment]
+    turn.record(event)
+
+
+def _ended(turn: Turn) -> None:
+    run = turn.run
+    turn.ctx.step.workflow_tasks_ended.append((RunKey(run.namespace_id, run.workflow_id, run.run_id), False))

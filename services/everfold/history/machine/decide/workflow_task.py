@@ -1,0 +1,386 @@
+"""The workflow task from its start by a worker to its end.
+
+Temporal: service/history/api/recordworkflowtaskstarted, respondworkflowtaskcompleted, respondworkflowtaskfailed, and
+service/history/workflow/workflow_task_state_machine.go.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from temporalio.api.enums.v1 import failed_cause_pb2
+from temporalio.api.failure.v1 import message_pb2 as failure_pb2
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history.machine import events, responses
+from everfold.history.machine.apply import start_task
+from everfold.history.machine.context import StepContext
+from everfold.history.machine.decide.closing import terminate
+from everfold.history.machine.decide.commands import CommandFailed, Completion, check_sequence, handle_commands
+from everfold.history.machine.decide.schedule import record_scheduled, schedule_workflow_task
+from everfold.history.machine.decide.task_end import fail_workflow_task, time_out_workflow_task
+from everfold.history.machine.durations import to_ns
+from everfold.history.machine.events import serialize
+from everfold.history.machine.rejections import (
+    invalid,
+    not_found,
+    workflow_completed,
+    workflow_not_found,
+    workflow_task_not_found,
+)
+from everfold.history.machine.state import Run, TaskKind, WorkflowTask
+from everfold.history.machine.step import Reply, RunKey
+from everfold.history.machine.turn import Turn
+from everfold.kernel.tokens import BadTaskToken, WorkflowTaskToken, decode_workflow_task_token
+
+INLINE_REQUEST_ID: Final = "request-from-RespondWorkflowTaskCompleted"
+"""Request id of a task that is started by the completion of the one before it."""
+
+_STICKY: Final = 2
+
+
+# ---- start ----------------------------------------------------------------------------------------------------------
+
+
+def decide_start_task(
+    ctx: StepContext,
+    run: Run | None,
+    scheduled_event_id: int,
+    attempt: int,
+    stamp: int,
+    request_id: str,
+    poll_bytes: bytes,
+) -> Reply:
+    """Matching has found a worker for the task. Exactly one request starts it; the same request gets the same answer."""
+    if run is None:
+        raise workflow_task_not_found()
+    if not run.running:
+        raise workflow_completed()
+    task = run.workflow_task
+    if task is None or task.scheduled_event_id != scheduled_event_id or task.attempt != attempt:
+        raise workflow_task_not_found()
+    if task.started_event_id:
+        if task.request_id == request_id:
+            ctx.step.ignored = True
+            return responses.workflow_task(run, task)
+        if ctx.guards.task_start:
+            raise not_found("Workflow task already started.")
+    if task.stamp != stamp:
+        raise not_found("Workflow task stamp mismatch")
+    poll = ws.PollWorkflowTaskQueueRequest.FromString(poll_bytes)
+    turn = Turn(ctx, run)
+    if run.sticky_queue and poll.task_queue.name != run.sticky_queue:
+        run.sticky_queue = ""
+    elif not run.sticky_queue and poll.task_queue.kind == _STICKY:
+        raise not_found("rejecting sticky poller because workflow has moved to normal queue")
+    begin_task(turn, request_id, poll.identity)
+    turn.finish()
+    return responses.workflow_task(run, task)
+
+
+def begin_task(turn: Turn, request_id: str, identity: str) -> None:
+    """Starts the scheduled task: writes WorkflowTaskStarted, or for a transient task only remembers it."""
+    ctx, run = turn.ctx, turn.run
+    task = run.workflow_task
+    assert task is not None and not task.started_event_id
+    turn.void_workflow_task(task)
+    if task.kind == TaskKind.TRANSIENT and task.scheduled_event_id != run.next_event_id:
+        _write_overtaken(turn, task)
+        task = run.workflow_task
+        assert task is not None
+    suggest = suggested_reasons(ctx, run)
+    if task.kind == TaskKind.NORMAL:
+        size = run.history_size_bytes
+        stamp, queue, sticky = task.stamp, task.queue, task.sticky
+        record_started(turn, task.scheduled_event_id, request_id, identity, size, suggest, ctx.now_ns)
+        task.suggest_continue_as_new = suggest
+        task.stamp, task.queue, task.sticky = stamp, queue, sticky
+    else:
+        start_task(task, task.scheduled_event_id + 1, ctx.now_ns, request_id, identity, run.history_size_bytes, suggest)
+
+
+def _write_overtaken(turn: Turn, task: WorkflowTask) -> None:
+    """Events came since the retry was scheduled: it becomes a normal task, attempt 1, scheduled now."""
+    stamp, queue, sticky, original = task.stamp, task.queue, task.sticky, task.original_scheduled_at_ns
+    turn.run.workflow_task = None
+    turn.run.workflow_task_attempt = 1
+    record_scheduled(turn, task.timeout_ns, 1, turn.ctx.now_ns)
+    fresh = turn.run.workflow_task
+    assert fresh is not None
+    fresh.stamp, fresh.queue, fresh.sticky, fresh.original_scheduled_at_ns = stamp, queue, sticky, original
+
+
+def record_started(
+    turn: Turn, scheduled_event_id: int, request_id: str, identity: str, size: int, suggest: int, at_ns: int
+) -> int:
+    """Writes WorkflowTaskStarted; returns its id."""
+    event = turn.new(events.TASK_STARTED, at_ns)
+    a = event.workflow_task_started_event_attributes
+    a.scheduled_event_id = scheduled_event_id
+    a.identity = identity
+    a.request_id = request_id
+    a.history_size_bytes = size
+    responses.set_suggestion(a, suggest)
+    turn.record(event)
+    return event.event_id
+
+
+def suggested_reasons(ctx: StepContext, run: Run) -> int:
+    """Whether the history is so long that the workflow should continue as new: bit 0 for size, bit 1 for events."""
+    reasons = 0
+    if run.history_size_bytes >= ctx.limits["limit.historySize.suggestContinueAsNew"]:
+        reasons |= 1
+    if run.next_event_id >= ctx.limits["limit.historyCount.suggestContinueAsNew"]:
+        reasons |= 2
+    return reasons
+
+
+# ---- completion -----------------------------------------------------------------------------------------------------
+
+
+def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> Reply:
+    """RespondWorkflowTaskCompleted: what the worker decided, all of it or nothing."""
+    request = ws.RespondWorkflowTaskCompletedRequest.FromString(message)
+    token = _token(request.task_token)
+    if run is None:
+        raise workflow_not_found(token.workflow_id)
+    task = _matching_task(run, token)
+    if task is None:
+        repeated = _repeated_completion(ctx, run, token)
+        if repeated is not None:
+            return repeated
+        raise workflow_task_not_found()
+    check_sequence(request.commands)
+    heartbeat = request.force_create_new_workflow_task and not request.commands and not request.messages
+    turn = Turn(ctx, run)
+    key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
+    if heartbeat and _heartbeats_too_long(ctx, task):
+        time_out_workflow_task(turn)
+        run.sticky_queue = ""
+        schedule_workflow_task(turn)
+        turn.finish()
+        raise_after = workflow_task_not_found()
+        return Reply(error=raise_after)
+    try:
+        completion = _complete(turn, task, request)
+    except CommandFailed as failed:
+        return _fail_completion(ctx, run, token, request, failed)
+    ctx.step.workflow_tasks_ended.append((key, True))
+    inline = False
+    if run.running and (request.force_create_new_workflow_task or run.buffered or completion.activity_canceled):
+        inline = request.return_new_workflow_task
+        schedule_workflow_task(
+            turn, original_scheduled_at_ns=task.original_scheduled_at_ns if heartbeat else 0, offer=not inline
+        )
+        if inline:
+            begin_task(turn, INLINE_REQUEST_ID, request.identity)
+    started = run.workflow_task.started_event_id if inline and run.workflow_task is not None else 0
+    run.last_completion = [
+        token.scheduled_event_id,
+        token.started_event_id,
+        token.attempt,
+        started,
+        list(completion.eager),
+    ]
+    turn.finish()
+    return responses.task_completed(ctx, run, completion.eager, inline)
+
+
+def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCompletedRequest) -> Completion:
+    """Writes WorkflowTaskCompleted (and, for a transient task, what led to it), then does the commands."""
+    run = turn.run
+    scheduled_event_id, started_event_id = task.scheduled_event_id, task.started_event_id
+    if task.kind != TaskKind.NORMAL:
+        run.workflow_task = None
+        record_scheduled(turn, task.timeout_ns, task.attempt, task.scheduled_at_ns)
+        scheduled_event_id = run.next_event_id - 1
+        started_event_id = record_started(
+            turn,
+            scheduled_event_id,
+            task.request_id,
+            request.identity,
+            task.history_size_bytes,
+            task.suggest_continue_as_new,
+            task.started_at_ns,
+        )
+    event = turn.new(events.TASK_COMPLETED)
+    a = event.workflow_task_completed_event_attributes
+    a.scheduled_event_id = scheduled_event_id
+    a.started_event_id = started_event_id
+    a.identity = request.identity
+    a.binary_checksum = request.binary_checksum
+    if request.HasField("worker_version_stamp"):
+        a.worker_version.CopyFrom(request.worker_version_stamp)
+    if request.HasField("sdk_metadata"):
+        a.sdk_metadata.CopyFrom(request.sdk_metadata)
+    if request.HasField("metering_metadata"):
+        a.metering_metadata.CopyFrom(request.metering_metadata)
+    turn.record(event)
+    run.close_attempted = False
+    if request.sdk_metadata.sdk_name:
+        run.worker_name = request.sdk_metadata.sdk_name
+        run.worker_version = request.sdk_metadata.sdk_version
+    sticky = request.sticky_attributes
+    if request.HasField("sticky_attributes") and sticky.worker_task_queue.name:
+        run.sticky_queue = sticky.worker_task_queue.name
+        run.sticky_timeout_ns = to_ns(sticky.schedule_to_start_timeout)
+    else:
+        run.sticky_queue = ""
+    return handle_commands(turn, event.event_id, request)
+
+
+def _fail_completion(
+    ctx: StepContext,
+    run: Run,
+    token: WorkflowTaskToken,
+    request: ws.RespondWorkflowTaskCompletedRequest,
+    failed: CommandFailed,
+) -> Reply:
+    """A command was not acceptable: everything the completion did is dropped, and the task fails instead."""
+    run = ctx.reload(run)
+    task = run.workflow_task
+    assert task is not None
+    text = failed.text()
+    if task.attempt > 1 and failed.cause != failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND:
+        ctx.step.ignored = True
+        return Reply(error=invalid(text))
+    turn = Turn(ctx, run)
+    failure = failure_pb2.Failure(message=text, source="Server")
+    failure.server_failure_info.non_retryable = True
+    fail_workflow_task(turn, failed.cause, failure, request.identity, request.binary_checksum)
+    if failed.terminates:
+        turn.flush_buffered()
+        terminate(turn, text, None, "history-service")
+    else:
+        schedule_workflow_task(turn)
+    turn.finish()
+    return Reply(error=invalid(text))
+
+
+def _matching_task(run: Run, token: WorkflowTaskToken) -> WorkflowTask | None:
+    task = run.workflow_task
+    if (
+        not run.running
+        or task is None
+        or not task.started_event_id
+        or task.scheduled_event_id != token.scheduled_event_id
+        or task.started_event_id != token.started_event_id
+        or task.attempt != token.attempt
+        or task.started_at_ns != token.started_at_ns
+    ):
+        return None
+    return task
+
+
+def _repeated_completion(ctx: StepContext, run: Run, token: WorkflowTaskToken) -> Reply | None:
+    """The answer to a completion that was folded already, whose answer may have been lost; None if it is another one."""
+    if not run.last_completion:
+        return None
+    scheduled, started, attempt, inline_started, eager = run.last_completion
+    if (scheduled, started, attempt) != (token.scheduled_event_id, token.started_event_id, token.attempt):
+        return None
+    ctx.step.ignored = True
+    task = run.workflow_task
+    inline = bool(inline_started) and task is not None and task.started_event_id == inline_started
+    return responses.task_completed(ctx, run, eager, inline)
+
+
+def _heartbeats_too_long(ctx: StepContext, task: WorkflowTask) -> bool:
+    longest = ctx.limits["history.workflowTaskHeartbeatTimeout"]
+    return task.original_scheduled_at_ns > 0 and ctx.now_ns > task.original_scheduled_at_ns + longest
+
+
+# ---- failure, stickiness, return --------------------------------------------------------------------------------------
+
+
+def decide_fail_task(ctx: StepContext, run: Run | None, message: bytes) -> Reply:
+    """RespondWorkflowTaskFailed: the worker could not do it; the task is tried again."""
+    request = ws.RespondWorkflowTaskFailedRequest.FromString(message)
+    token = _token(request.task_token)
+    if run is None:
+        raise workflow_not_found(token.workflow_id)
+    if not run.running:
+        raise workflow_completed()
+    if _matching_task(run, token) is None:
+        raise workflow_task_not_found()
+    turn = Turn(ctx, run)
+    if request.cause == failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_GRPC_MESSAGE_TOO_LARGE:
+        terminate(turn, "GrpcMessageTooLarge", None, "history-service")
+    else:
+        failure = request.failure if request.HasField("failure") else None
+        fail_workflow_task(turn, request.cause, failure, request.identity, request.binary_checksum)
+        schedule_workflow_task(turn)
+    turn.finish()
+    return Reply(serialize(ws.RespondWorkflowTaskFailedResponse()))
+
+
+def decide_reset_sticky(ctx: StepContext, run: Run | None) -> Reply:
+    """ResetStickyTaskQueue: the worker has lost the run from its cache."""
+    if run is None:
+        raise not_found("workflow not found")
+    if not run.running:
+        raise workflow_completed()
+    if run.sticky_queue:
+        turn = Turn(ctx, run)
+        run.sticky_queue = ""
+        turn.finish()
+    else:
+        ctx.step.ignored = True
+    return Reply(serialize(ws.ResetStickyTaskQueueResponse()))
+
+
+def decide_sticky_worker_gone(ctx: StepContext, run: Run | None, scheduled_event_id: int, stamp: int) -> Reply:
+    """No poller on the sticky queue: offer the task on the normal queue, stickiness kept until somebody else starts it."""
+    task = None if run is None or not run.running else run.workflow_task
+    if (
+        run is None
+        or task is None
+        or task.started_event_id
+        or not task.sticky
+        or task.scheduled_event_id != scheduled_event_id
+        or task.stamp != stamp
+    ):
+        ctx.step.ignored = True
+        return Reply()
+    turn = Turn(ctx, run)
+    sticky = run.sticky_queue
+    run.sticky_queue = ""
+    turn.offer_workflow_task()
+    run.sticky_queue = sticky
+    turn.finish()
+    return Reply()
+
+
+def decide_return_workflow_task(
+    ctx: StepContext, run: Run | None, scheduled_event_id: int, attempt: int, request_id: str
+) -> Reply:
+    """The poller was gone before it got the started task: the task ends as if its worker had failed it, uncounted."""
+    task = None if run is None or not run.running else run.workflow_task
+    if (
+        run is None
+        or task is None
+        or not task.started_event_id
+        or task.request_id != request_id
+        or task.attempt != attempt
+        or task.scheduled_event_id != scheduled_event_id
+    ):
+        ctx.step.ignored = True
+        return Reply()
+    turn = Turn(ctx, run)
+    if task.kind == TaskKind.NORMAL:
+        # The started event is written and cannot be taken back; a worker must see it closed.
+        time_out_workflow_task(turn)
+        run.workflow_task_attempt = 1
+    else:
+        run.workflow_task = None
+        run.workflow_task_attempt = task.attempt
+    schedule_workflow_task(turn)
+    turn.finish()
+    return Reply()
+
+
+def _token(data: bytes) -> WorkflowTaskToken:
+    try:
+        return decode_workflow_task_token(data)
+    except BadTaskToken:
+        raise invalid("error deserializing task token") from None

@@ -1,0 +1,110 @@
+"""Facts about history events: which are buffered, which close a run, how they look as bytes.
+
+Events are Temporal's own protobuf messages (`temporal.api.history.v1.HistoryEvent`), serialized deterministically; there
+is no second model of them. A stored batch is a serialized `History`, so batches concatenate into a longer `History`.
+Temporal: service/history/historybuilder/event_store.go.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from temporalio.api.enums.v1 import event_type_pb2
+from temporalio.api.history.v1 import message_pb2 as history_pb2
+
+from everfold.kernel.time import SECOND_NS
+
+_type = event_type_pb2.EventType.Value
+
+STARTED: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_STARTED")
+COMPLETED: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED")
+FAILED: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_FAILED")
+TIMED_OUT: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT")
+CANCELED: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED")
+TERMINATED: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED")
+CONTINUED_AS_NEW: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW")
+TASK_SCHEDULED: Final = _type("EVENT_TYPE_WORKFLOW_TASK_SCHEDULED")
+TASK_STARTED: Final = _type("EVENT_TYPE_WORKFLOW_TASK_STARTED")
+TASK_COMPLETED: Final = _type("EVENT_TYPE_WORKFLOW_TASK_COMPLETED")
+TASK_FAILED: Final = _type("EVENT_TYPE_WORKFLOW_TASK_FAILED")
+TASK_TIMED_OUT: Final = _type("EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT")
+ACTIVITY_SCHEDULED: Final = _type("EVENT_TYPE_ACTIVITY_TASK_SCHEDULED")
+ACTIVITY_STARTED: Final = _type("EVENT_TYPE_ACTIVITY_TASK_STARTED")
+ACTIVITY_COMPLETED: Final = _type("EVENT_TYPE_ACTIVITY_TASK_COMPLETED")
+ACTIVITY_FAILED: Final = _type("EVENT_TYPE_ACTIVITY_TASK_FAILED")
+ACTIVITY_TIMED_OUT: Final = _type("EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT")
+ACTIVITY_CANCEL_REQUESTED: Final = _type("EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED")
+ACTIVITY_CANCELED: Final = _type("EVENT_TYPE_ACTIVITY_TASK_CANCELED")
+TIMER_STARTED: Final = _type("EVENT_TYPE_TIMER_STARTED")
+TIMER_FIRED: Final = _type("EVENT_TYPE_TIMER_FIRED")
+TIMER_CANCELED: Final = _type("EVENT_TYPE_TIMER_CANCELED")
+CANCEL_REQUESTED: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED")
+MARKER_RECORDED: Final = _type("EVENT_TYPE_MARKER_RECORDED")
+SIGNALED: Final = _type("EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED")
+SEARCH_ATTRIBUTES_UPSERTED: Final = _type("EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES")
+PROPERTIES_MODIFIED: Final = _type("EVENT_TYPE_WORKFLOW_PROPERTIES_MODIFIED")
+
+CLOSING: Final = frozenset((COMPLETED, FAILED, TIMED_OUT, CANCELED, TERMINATED, CONTINUED_AS_NEW))
+"""After one of these a run takes no further event."""
+
+BUFFERED: Final = frozenset(
+    (
+        SIGNALED,
+        CANCEL_REQUESTED,
+        ACTIVITY_STARTED,
+        ACTIVITY_COMPLETED,
+        ACTIVITY_FAILED,
+        ACTIVITY_TIMED_OUT,
+        ACTIVITY_CANCELED,
+        TIMER_FIRED,
+    )
+)
+"""Events from outside: while a workflow task is started they wait, without ids, until it ends."""
+
+FLUSHED_LAST: Final = frozenset((ACTIVITY_COMPLETED, ACTIVITY_FAILED, ACTIVITY_TIMED_OUT, ACTIVITY_CANCELED))
+"""Among buffered events these go behind the others when they get their ids (event_store.go, reorderBuffer)."""
+
+TYPE_NAMES: Final[dict[int, str]] = {
+    number: name.removeprefix("EVENT_TYPE_") for name, number in event_type_pb2.EventType.items()
+}
+"""Event type -> the symbol of the Avro enum, e.g. 10 -> ACTIVITY_TASK_SCHEDULED."""
+
+
+def serialize(message: Message) -> bytes:
+    """The canonical bytes of a message: map entries sorted, the same on every host (law 2)."""
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+def framed(event: bytes) -> bytes:
+    """A serialized event as an element of `History.events` (field 1, length-delimited)."""
+    return b"\x0a" + varint(len(event)) + event
+
+
+def varint(value: int) -> bytes:
+    """A protobuf varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def parse_history(data: bytes) -> history_pb2.History:
+    """A `History` from its bytes."""
+    history = history_pb2.History()
+    history.ParseFromString(data)
+    return history
+
+
+def set_time(field: Timestamp, at_ns: int) -> None:
+    """Sets a Timestamp to UTC nanoseconds."""
+    field.seconds, field.nanos = divmod(at_ns, SECOND_NS)
+
+
+def time_ns(field: Timestamp) -> int:
+    """A Timestamp as UTC nanoseconds; 0 when unset."""
+    return field.seconds * SECOND_NS + field.nanos

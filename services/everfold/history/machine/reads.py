@@ -1,0 +1,388 @@
+"""Reading a shard: histories, descriptions, and the rows behind a reply. Changes nothing; the shell passes the barrier first.
+
+Temporal: service/history/api/getworkflowexecutionhistory, getworkflowexecutionhistoryreverse, describeworkflow.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgpack
+from temporalio.api.common.v1 import message_pb2 as common_pb2
+from temporalio.api.enums.v1 import task_queue_pb2
+from temporalio.api.enums.v1 import workflow_pb2 as enums
+from temporalio.api.history.v1 import message_pb2 as history_pb2
+from temporalio.api.workflow.v1 import message_pb2 as workflow_pb2
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history.machine import keys, responses
+from everfold.history.machine.context import NamespaceInfo
+from everfold.history.machine.decide.search_attributes import PREDEFINED
+from everfold.history.machine.durations import set_duration
+from everfold.history.machine.events import framed, parse_history, serialize, set_time, varint
+from everfold.history.machine.rejections import invalid, workflow_not_found
+from everfold.history.machine.shard_fold import ShardFold
+from everfold.history.machine.state import Activity, Run
+from everfold.history.machine.step import HistoryRange, Reply, RunKey
+
+PAGE_EVENTS_MAX: Final = 256
+"""Events of a page at most, but for a last batch that is longer (Temporal: history.maximumPageSize)."""
+
+_CLOSE_ONLY: Final = enums.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
+
+
+class HistoryAnswer(NamedTuple):
+    """A read of a history: the response, or None where it has to wait for a change of `run`."""
+
+    run: RunKey
+    response: bytes | None
+
+
+class Page(NamedTuple):
+    """Serialized `History.events` entries, and the first event id after them."""
+
+    events: bytes
+    next_event_id: int
+
+
+class Token(NamedTuple):
+    """What a page token says.
+
+    Attributes:
+        next_event_id: where the next page begins.
+        end_event_id: where the reading ends; 0 when it follows a growing history.
+        task: scheduled event id of the transient task whose events end the last page; 0 for none.
+    """
+
+    run_id: str
+    next_event_id: int
+    end_event_id: int
+    task: int
+
+
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+
+def page(fold: ShardFold, run: Run, first: int, end: int, events_max: int = PAGE_EVENTS_MAX) -> Page:
+    """Events [first, end) as bytes, up to about `events_max` of them; whole batches but for the first."""
+    parts: list[bytes] = []
+    at = first
+    limit = min(end, first + events_max)
+    start = _batch_start(fold, run, first)
+    rows = fold.rows.scan(*keys.history_range(run.slot, run.run_id, start, end))
+    previous: tuple[int, bytes] | None = None
+    for key, row in rows:
+        begins = keys.first_event_id(key)
+        if previous is not None:
+            parts.append(_cut(previous, first, begins, end))
+            at = begins
+            if at >= limit:
+                return Page(b"".join(parts), at)
+        previous = (begins, row)
+    if previous is not None:
+        parts.append(_cut(previous, first, run.next_event_id, end))
+        at = min(run.next_event_id, end)
+    return Page(b"".join(parts), at)
+
+
+def _batch_start(fold: ShardFold, run: Run, event_id: int) -> int:
+    """First event id of the batch that has the event."""
+    for key, _ in fold.rows.scan(*keys.history_range(run.slot, run.run_id, 0, event_id + 1), reverse=True):
+        return keys.first_event_id(key)
+    return event_id
+
+
+def _cut(batch: tuple[int, bytes], first: int, batch_end: int, end: int) -> bytes:
+    begins, row = batch
+    if begins >= first and batch_end <= end:
+        return row
+    kept = [event for event in parse_history(row).events if first <= event.event_id < end]
+    return b"".join(framed(serialize(event)) for event in kept)
+
+
+def assemble(fold: ShardFold, reply: Reply, response_field: str = "workflow_task") -> bytes:
+    """A reply with its history: the rows' bytes appended to the response, and a page token where there is more.
+
+    Args:
+        reply: of a started workflow task, or of a completion that returned the next one.
+        response_field: "" when the response is the workflow task itself, else the field that holds it.
+    """
+    wanted = reply.history
+    if wanted is None:
+        return reply.response
+    history, token = _task_history(fold, wanted)
+    if not response_field:
+        return reply.response + _field(ws.PollWorkflowTaskQueueResponse, "history", history) + token
+    task = _field(ws.PollWorkflowTaskQueueResponse, "history", history) + token
+    # A second occurrence of a message field is merged into the first by every protobuf parser.
+    return reply.response + _field(ws.RespondWorkflowTaskCompletedResponse, response_field, task)
+
+
+def _task_history(fold: ShardFold, wanted: HistoryRange) -> tuple[bytes, bytes]:
+    run = fold.run_by_key(wanted.run)
+    assert run is not None
+    found = page(fold, run, wanted.first_event_id, wanted.end_event_id)
+    if found.next_event_id >= wanted.end_event_id:
+        return found.events + b"".join(framed(event) for event in wanted.suffix), b""
+    task = run.workflow_task.scheduled_event_id if wanted.suffix and run.workflow_task is not None else 0
+    token = encode_token(Token(run.run_id, found.next_event_id, wanted.end_event_id, task))
+    return found.events, _field(ws.PollWorkflowTaskQueueResponse, "next_page_token", token)
+
+
+def _field(message: type, name: str, data: bytes) -> bytes:
+    """A length-delimited field as bytes."""
+    number = message.DESCRIPTOR.fields_by_name[name].number  # type: ignore[attr-defined]
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def encode_token(token: Token) -> bytes:
+    """A page token's bytes."""
+    packed: bytes = msgpack.packb([1, *token])
+    return packed
+
+
+def decode_token(data: bytes) -> Token:
+    """A page token from its bytes.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT.
+    """
+    try:
+        values = msgpack.unpackb(data)
+        if values[0] != 1 or len(values) != 5:
+            raise ValueError(values)
+        return Token(str(values[1]), int(values[2]), int(values[3]), int(values[4]))
+    except (ValueError, TypeError, IndexError, msgpack.exceptions.ExtraData, msgpack.exceptions.UnpackException):
+        raise invalid("Invalid NextPageToken.") from None
+
+
+# ---- GetWorkflowExecutionHistory ------------------------------------------------------------------------------------
+
+
+def get_history(
+    fold: ShardFold, namespace_id: str, namespace: str, message: bytes, *, final: bool = False
+) -> HistoryAnswer:
+    """GetWorkflowExecutionHistory.
+
+    Args:
+        final: answer with what there is; otherwise a long poll with nothing new gives no response, and is to be asked
+            again when the run has changed.
+
+    Raises:
+        StatusError: unknown run, or a token of another one.
+    """
+    request = ws.GetWorkflowExecutionHistoryRequest.FromString(message)
+    token = decode_token(request.next_page_token) if request.next_page_token else None
+    run_id = request.execution.run_id
+    if token is not None and run_id and run_id != token.run_id:
+        raise invalid("RunId in the request does not match the NextPageToken.")
+    run = fold.run(namespace_id, namespace, request.execution.workflow_id, token.run_id if token else run_id)
+    if run is None:
+        raise workflow_not_found(request.execution.workflow_id)
+    key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
+    if request.history_event_filter_type == _CLOSE_ONLY:
+        return HistoryAnswer(key, _close_event(fold, run, request.wait_new_event, final))
+    return HistoryAnswer(key, _all_events(fold, run, request, token, final))
+
+
+def _close_event(fold: ShardFold, run: Run, wait: bool, final: bool) -> bytes | None:
+    if not run.running:
+        last = page(fold, run, run.next_event_id - 1, run.next_event_id)
+        return _history_response(last.events, b"")
+    if not wait:
+        return _history_response(b"", b"")
+    if not final:
+        return None
+    return _history_response(b"", encode_token(Token(run.run_id, run.next_event_id, 0, 0)))
+
+
+def _all_events(
+    fold: ShardFold, run: Run, request: ws.GetWorkflowExecutionHistoryRequest, token: Token | None, final: bool
+) -> bytes | None:
+    first = token.next_event_id if token else 1
+    end = token.end_event_id if token and token.end_event_id else run.next_event_id
+    wait = request.wait_new_event
+    if first >= end and wait and run.running:
+        if not final:
+            return None
+        return _history_response(b"", encode_token(Token(run.run_id, first, 0, 0)))
+    size = min(request.maximum_page_size or PAGE_EVENTS_MAX, PAGE_EVENTS_MAX)
+    found = page(fold, run, first, end, size)
+    if found.next_event_id < end:
+        next_token = Token(run.run_id, found.next_event_id, 0 if wait else end, token.task if token else 0)
+        return _history_response(found.events, encode_token(next_token))
+    if wait and run.running:
+        return _history_response(found.events, encode_token(Token(run.run_id, found.next_event_id, 0, 0)))
+    events = found.events
+    task = run.workflow_task
+    if token is not None and token.task and task is not None and task.scheduled_event_id == token.task:
+        events += b"".join(framed(event) for event in responses.transient_suffix(run, task))
+    return _history_response(events, b"")
+
+
+def _history_response(events: bytes, token: bytes) -> bytes:
+    out = _field(ws.GetWorkflowExecutionHistoryResponse, "history", events)
+    if token:
+        out += _field(ws.GetWorkflowExecutionHistoryResponse, "next_page_token", token)
+    return out
+
+
+def get_history_reverse(fold: ShardFold, namespace_id: str, namespace: str, message: bytes) -> bytes:
+    """GetWorkflowExecutionHistoryReverse: newest first, no waiting."""
+    request = ws.GetWorkflowExecutionHistoryReverseRequest.FromString(message)
+    token = decode_token(request.next_page_token) if request.next_page_token else None
+    run_id = token.run_id if token else request.execution.run_id
+    run = fold.run(namespace_id, namespace, request.execution.workflow_id, run_id)
+    if run is None:
+        raise workflow_not_found(request.execution.workflow_id)
+    end = token.next_event_id if token else run.next_event_id
+    size = min(request.maximum_page_size or PAGE_EVENTS_MAX, PAGE_EVENTS_MAX)
+    first = max(1, end - size)
+    found = page(fold, run, first, end, PAGE_EVENTS_MAX)
+    history = parse_history(found.events)
+    response = ws.GetWorkflowExecutionHistoryReverseResponse()
+    response.history.events.extend(reversed(list(history.events)))
+    if first > 1:
+        response.next_page_token = encode_token(Token(run.run_id, first, 0, 0))
+    return serialize(response)
+
+
+# ---- DescribeWorkflowExecution --------------------------------------------------------------------------------------
+
+
+def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
+    """DescribeWorkflowExecution.
+
+    Raises:
+        StatusError: NOT_FOUND.
+    """
+    request = ws.DescribeWorkflowExecutionRequest.FromString(message)
+    target = request.execution
+    run = fold.run(info.namespace_id, info.name, target.workflow_id, target.run_id)
+    if run is None:
+        raise workflow_not_found(target.workflow_id)
+    response = ws.DescribeWorkflowExecutionResponse()
+    config = response.execution_config
+    config.task_queue.name = run.task_queue
+    config.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
+    set_duration(config.workflow_execution_timeout, run.execution_timeout_ns)
+    set_duration(config.workflow_run_timeout, run.run_timeout_ns)
+    set_duration(config.default_workflow_task_timeout, run.task_timeout_ns)
+    if run.user_metadata:
+        config.user_metadata.ParseFromString(run.user_metadata)
+    _fill_info(response.workflow_execution_info, run, info)
+    for activity in run.activities.values():
+        _fill_activity(response.pending_activities.add(), run, activity)
+    task = run.workflow_task
+    if task is not None:
+        pending = response.pending_workflow_task
+        pending.state = (
+            enums.PENDING_WORKFLOW_TASK_STATE_STARTED
+            if task.started_event_id
+            else enums.PENDING_WORKFLOW_TASK_STATE_SCHEDULED
+        )
+        set_time(pending.scheduled_time, task.scheduled_at_ns)
+        set_time(pending.original_scheduled_time, task.original_scheduled_at_ns)
+        if task.started_event_id:
+            set_time(pending.started_time, task.started_at_ns)
+        pending.attempt = task.attempt
+    extended = response.workflow_extended_info
+    if run.execution_expires_at_ns:
+        set_time(extended.execution_expiration_time, run.execution_expires_at_ns)
+    if run.run_expires_at_ns:
+        set_time(extended.run_expiration_time, run.run_expires_at_ns)
+    extended.cancel_requested = run.cancel_requested
+    set_time(extended.original_start_time, run.started_at_ns)
+    if run.create_request_id:
+        known = extended.request_id_infos[run.create_request_id]
+        known.event_type = 1  # type: ignore[assignment]
+        known.event_id = 1
+    return serialize(response)
+
+
+def _fill_info(out: workflow_pb2.WorkflowExecutionInfo, run: Run, namespace: NamespaceInfo) -> None:
+    out.execution.workflow_id = run.workflow_id
+    out.execution.run_id = run.run_id
+    out.type.name = run.workflow_type
+    set_time(out.start_time, run.started_at_ns)
+    set_time(out.execution_time, run.execution_at_ns)
+    if run.closed_at_ns:
+        set_time(out.close_time, run.closed_at_ns)
+        set_duration(out.execution_duration, run.closed_at_ns - run.execution_at_ns)
+    out.status = int(run.status)  # type: ignore[assignment]
+    out.history_length = run.next_event_id - 1
+    out.history_size_bytes = run.history_size_bytes
+    out.state_transition_count = run.transitions
+    out.task_queue = run.task_queue
+    out.memo.SetInParent()
+    for name, payload in run.memo.items():
+        out.memo.fields[name].ParseFromString(payload)
+    out.search_attributes.SetInParent()
+    for name, payload in run.search_attributes.items():
+        field = out.search_attributes.indexed_fields[name]
+        field.ParseFromString(payload)
+        set_type(field, name, namespace.search_attributes)
+    root = run.root or [run.workflow_id, run.run_id]
+    out.root_execution.workflow_id, out.root_execution.run_id = root[0], root[1]
+    if run.parent:
+        out.parent_namespace_id = run.parent[0]
+        out.parent_execution.workflow_id, out.parent_execution.run_id = run.parent[1], run.parent[2]
+    out.first_run_id = run.first_run_id
+    if run.priority:
+        out.priority.ParseFromString(run.priority)
+
+
+def set_type(payload: common_pb2.Payload, name: str, types: dict[str, str]) -> None:
+    """Adds the attribute's type to its payload's metadata: SDKs and the Web UI decode by it."""
+    kind = types.get(name) or PREDEFINED.get(name)
+    if kind is not None:
+        payload.metadata["type"] = kind.encode()
+
+
+def _fill_activity(out: workflow_pb2.PendingActivityInfo, run: Run, activity: Activity) -> None:
+    out.activity_id = activity.activity_id
+    out.activity_type.name = activity.activity_type
+    if activity.cancel_requested_event_id:
+        out.state = enums.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
+    elif activity.started:
+        out.state = enums.PENDING_ACTIVITY_STATE_STARTED
+    else:
+        out.state = enums.PENDING_ACTIVITY_STATE_SCHEDULED
+    if activity.heartbeat_details:
+        out.heartbeat_details.ParseFromString(activity.heartbeat_details)
+        set_time(out.last_heartbeat_time, activity.last_heartbeat_at_ns)
+    if activity.started:
+        set_time(out.last_started_time, activity.started_at_ns)
+    out.attempt = activity.attempt
+    out.maximum_attempts = activity.maximum_attempts
+    set_time(out.scheduled_time, activity.scheduled_at_ns)
+    if activity.next_attempt_at_ns:
+        set_time(out.next_attempt_schedule_time, activity.next_attempt_at_ns)
+        set_duration(out.current_retry_interval, activity.next_attempt_at_ns - activity.last_attempt_completed_at_ns)
+    if activity.last_attempt_completed_at_ns:
+        set_time(out.last_attempt_complete_time, activity.last_attempt_completed_at_ns)
+    if activity.expires_at_ns:
+        set_time(out.expiration_time, activity.expires_at_ns)
+    if activity.last_failure:
+        out.last_failure.ParseFromString(activity.last_failure)
+    out.last_worker_identity = activity.last_worker_identity
+    options = out.activity_options
+    options.task_queue.name = activity.task_queue
+    options.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
+    set_duration(options.schedule_to_close_timeout, activity.schedule_to_close_ns)
+    set_duration(options.schedule_to_start_timeout, activity.schedule_to_start_ns)
+    set_duration(options.start_to_close_timeout, activity.start_to_close_ns)
+    set_duration(options.heartbeat_timeout, activity.heartbeat_ns)
+    policy = options.retry_policy
+    set_duration(policy.initial_interval, activity.initial_interval_ns)
+    set_duration(policy.maximum_interval, activity.maximum_interval_ns)
+    policy.backoff_coefficient = activity.coefficient[0] / activity.coefficient[1]
+    policy.maximum_attempts = activity.maximum_attempts
+    policy.non_retryable_error_types.extend(activity.non_retryable_types)
+    if activity.priority:
+        out.priority.ParseFromString(activity.priority)
+
+
+def events_of(fold: ShardFold, run: Run) -> list[history_pb2.HistoryEvent]:
+    """The whole history, parsed: for audits and tests."""
+    return list(parse_history(page(fold, run, 1, run.next_event_id, run.next_event_id).events).events)

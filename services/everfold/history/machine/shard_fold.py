@@ -1,0 +1,617 @@
+"""A history shard as a fold of its log: position, clock, dedupe, dispatch, and the rows of every step.
+
+One `fold` call takes one record and either commits a whole step or leaves nothing behind. What can go wrong, and what
+happens then (law 9):
+
+    a decider says no            the reply is the error; nothing else changes
+    the pure step raises         InvariantViolation: the run is quarantined, what arrives for it is parked, the shard goes on
+    a store or memory error      raised to the shell, which gives the shard up
+    a gap, an unknown record     `ShardLost`: given up too, another host may do better
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from everfold.history.machine import keys
+from everfold.history.machine.cache import RunCache
+from everfold.history.machine.context import NamespaceInfo, StepContext, run_row
+from everfold.history.machine.deadlines import next_deadline
+from everfold.history.machine.decide import activity, namespace, signal, start, terminate, timers, workflow_task
+from everfold.history.machine.outputs import emit_visibility
+from everfold.history.machine.rejections import namespace_not_found
+from everfold.history.machine.rows import Rows, RowStore
+from everfold.history.machine.state import Run, decode_run, encode_run
+from everfold.history.machine.step import DueTimer, Guards, OutboxRow, Reply, RunKey, Step, TaskOffer
+from everfold.history.machine.turn import workflow_offer
+from everfold.kernel.errors import (
+    LogGap,
+    LogTruncated,
+    StatusError,
+    UndecodableRecord,
+    UnknownFeatureLevel,
+)
+from everfold.kernel.ids import SLOTS, Origin, slot_of
+from everfold.kernel.limits import DEFAULTS, Limits
+from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
+from everfold.schemas import codec
+from everfold.schemas.topics import COMMANDS_REJECTED
+
+FEATURE_LEVEL: Final = 1
+"""The newest behaviour that this build knows. A log raised above it is left alone."""
+
+CLOCK_LEAD_MAX_NS: Final = SECOND_NS
+"""How far a proposer's clock may stay behind the broker's stamp before the stamp is not believed (architecture §4)."""
+
+PARKED_MAX: Final = 1_000
+"""Records that wait for one quarantined run at most; more are refused as busy, so a store cannot grow without bound."""
+
+
+class LogRecord(NamedTuple):
+    """One consumed record of the shard log."""
+
+    value: bytes
+    offset: int
+    epoch: int
+    timestamp_ms: int
+
+
+@dataclass(slots=True)
+class ShardMeta:
+    """The shard's meta row: everything that is not about one run.
+
+    Attributes:
+        applied_offset, applied_epoch: the last folded record; -1 before the first.
+        clock_ns: shard time.
+        commands_offset, commands_epoch: position on `commands`; -1 before the first.
+        chains: "topic/partition" -> place of the last output sent there by this shard.
+        received: "SOURCE/partition" -> place of the last message taken from there.
+        outputs_sent: place up to which outputs are acknowledged; None before the first.
+        namespaces: namespace id -> version known to this shard.
+    """
+
+    shard: int
+    applied_offset: int = -1
+    applied_epoch: int = -1
+    clock_ns: int = 0
+    cluster_id: str = ""
+    shard_count: int = 0
+    feature_level: int = 0
+    commands_offset: int = -1
+    commands_epoch: int = -1
+    outputs_sent: tuple[int, int, int] | None = None
+    settings: dict[str, int] = field(default_factory=dict)
+    namespaces: dict[str, int] = field(default_factory=dict)
+    chains: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    received: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    state_hash: bytes = b""
+    limits: Limits = field(default_factory=Limits)
+
+    def encode(self) -> bytes:
+        """The row."""
+        packed: bytes = msgpack.packb(
+            [
+                1,
+                self.applied_offset,
+                self.applied_epoch,
+                self.clock_ns,
+                self.cluster_id,
+                self.shard_count,
+                self.feature_level,
+                self.commands_offset,
+                self.commands_epoch,
+                self.outputs_sent,
+                self.settings,
+                self.namespaces,
+                self.chains,
+                self.received,
+                self.state_hash,
+            ]
+        )
+        return packed
+
+    @classmethod
+    def decode(cls, shard: int, row: bytes | None) -> ShardMeta:
+        """From its row; a new shard's where there is none."""
+        if row is None:
+            return cls(shard)
+        values = msgpack.unpackb(row)
+        if values[0] != 1:
+            raise UnknownFeatureLevel(f"expected meta row layout 1, found {values[0]}; use the version that wrote it")
+        meta = cls(shard, *values[1:9])
+        sent, meta.settings, meta.namespaces, chains, received, meta.state_hash = values[9:]
+        meta.outputs_sent = None if sent is None else (sent[0], sent[1], sent[2])
+        meta.chains = {key: (place[0], place[1], place[2]) for key, place in chains.items()}
+        meta.received = {key: (place[0], place[1], place[2]) for key, place in received.items()}
+        meta.limits = Limits(meta.settings)
+        return meta
+
+
+Record = dict[str, Any]
+
+
+class ShardFold:
+    """The fold of one shard."""
+
+    def __init__(self, shard: int, rows: RowStore, run_cache_bytes: int, *, guards: Guards | None = None) -> None:
+        """Reads the meta row of the store.
+
+        Args:
+            shard: the shard's number.
+            rows: the durable rows.
+            run_cache_bytes: bound of the decoded runs kept in memory.
+            guards: checks to switch off, for the simulator.
+        """
+        self.guards = guards or Guards()
+        self.meta = ShardMeta.decode(shard, rows.get(keys.META))
+        self.rows = Rows(rows, self.meta.state_hash)
+        self.cache = RunCache(run_cache_bytes)
+        self._namespaces: dict[str, NamespaceInfo] = {}
+        self._touched = False
+
+    # ---- folding ----------------------------------------------------------------------------------------------------
+
+    def fold(self, record: LogRecord) -> Step:
+        """Folds the next record of the log.
+
+        Raises:
+            ShardLost: the record does not follow, cannot be read, or needs a newer build.
+        """
+        meta = self.meta
+        self._check_position(record)
+        try:
+            body = codec.decode_shard_record(record.value)
+        except codec.Undecodable as error:
+            raise UndecodableRecord(
+                f"shard {meta.shard}, offset {record.offset}: {error}; was it written by a newer version?"
+            ) from error
+        now_ns = self._shard_time(body, record)
+        ctx = StepContext(
+            meta, self.rows, self.cache, self.guards, self._namespaces, record.epoch, record.offset, now_ns
+        )
+        self._touched = True
+        if not self._is_repeat(ctx, body):
+            self._do(ctx, body, record)
+        self._advance(record, now_ns)
+        return ctx.step
+
+    def _check_position(self, record: LogRecord) -> None:
+        meta = self.meta
+        if record.offset != meta.applied_offset + 1:
+            raise LogGap(
+                f"shard {meta.shard}: expected offset {meta.applied_offset + 1}, found {record.offset}; records of the "
+                "shard log are missing. The shard is rebuilt from its log."
+            )
+        if self.guards.epoch_check and record.epoch < meta.applied_epoch:
+            raise LogTruncated(
+                f"shard {meta.shard}, offset {record.offset}: leader epoch {record.epoch} after {meta.applied_epoch}"
+            )
+
+    def _shard_time(self, body: Record, record: LogRecord) -> int:
+        stamp_ns = record.timestamp_ms * MILLISECOND_NS
+        if not self.guards.shard_clock:
+            return stamp_ns
+        proposed_ns = body["proposer"]["clock_ns"]
+        if proposed_ns:
+            stamp_ns = min(stamp_ns, proposed_ns + CLOCK_LEAD_MAX_NS)
+        return max(self.meta.clock_ns, stamp_ns)
+
+    def _advance(self, record: LogRecord, now_ns: int) -> None:
+        meta = self.meta
+        meta.applied_offset = record.offset
+        meta.applied_epoch = record.epoch
+        meta.clock_ns = now_ns
+        meta.state_hash = self.rows.state_hash
+
+    def _is_repeat(self, ctx: StepContext, body: Record) -> bool:
+        """Law 6: a message at or before the last taken from its source has been folded already."""
+        origin = body["origin"]
+        if origin is None:
+            return False
+        place = (origin["epoch"], origin["offset"], origin["index"])
+        source = f"{origin['source']}/{origin['partition']}"
+        last = self.meta.received.get(source)
+        if self.guards.origin_chain and last is not None and place <= last:
+            ctx.step.ignored = True
+            return True
+        self.meta.received[source] = place
+        if origin["source"] == "COMMANDS":
+            self.meta.commands_epoch, self.meta.commands_offset = origin["epoch"], origin["offset"]
+        return False
+
+    def _do(self, ctx: StepContext, body: Record, record: LogRecord) -> None:
+        kind = body["kind"]
+        engine = _ENGINE.get(kind)
+        if engine is not None:
+            engine(self, ctx, body)
+            self._commit(ctx)
+            return
+        try:
+            parked = self._park(ctx, body, record)
+            if not parked:
+                ctx.step.reply = self._decide(ctx, kind, body)
+        except StatusError as error:
+            self._drop(ctx)
+            ctx.step.reply = Reply(error=error)
+            self._reject_command(ctx, body, error, record)
+        except MemoryError:
+            raise
+        except Exception as error:  # the pure step is the same on every host: so is its failure (law 9)
+            self._drop(ctx)
+            self._quarantine(ctx, body, f"{type(error).__name__}: {error}"[:500])
+            self._reject_command(
+                ctx, body, StatusError(13, "the workflow is quarantined; see the server's log"), record
+            )
+        self._commit(ctx)
+
+    def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
+        by_run = _BY_RUN.get(kind)
+        payload = body["body"]
+        if by_run is not None:
+            return by_run(ctx, self._run_of(ctx, body), payload)
+        registry = namespace.DECIDERS.get(kind)
+        if registry is not None:
+            return registry(ctx, self.meta.namespaces, payload["message"])
+        by_namespace = _BY_NAMESPACE.get(kind)
+        if by_namespace is None:
+            raise StatusError(12, f"{kind} is not built in this version of Everfold")
+        known = ctx.namespace(body["namespace_id"])
+        if known is None:
+            raise namespace_not_found(body["namespace_id"])
+        return by_namespace(ctx, known, payload["message"])
+
+    def _run_of(self, ctx: StepContext, body: Record) -> Run | None:
+        known = ctx.namespace(body["namespace_id"])
+        if known is None:
+            return None
+        return ctx.find(known.namespace_id, known.name, body["workflow_id"], body["run_id"])
+
+    def _commit(self, ctx: StepContext) -> None:
+        ctx.commit_links()
+        self.rows.commit_step()
+
+    def _drop(self, ctx: StepContext) -> None:
+        """Nothing of the step stays: rows, outputs, and the runs it may have changed in memory."""
+        self.rows.drop_step()
+        for key in ctx.loaded:
+            self.cache.drop(key)
+        fresh = StepContext(
+            self.meta, self.rows, self.cache, self.guards, self._namespaces, ctx.epoch, ctx.offset, ctx.now_ns
+        )
+        for name in StepContext.__slots__:
+            setattr(ctx, name, getattr(fresh, name))
+
+    # ---- quarantine -------------------------------------------------------------------------------------------------
+
+    def _quarantine(self, ctx: StepContext, body: Record, reason: str) -> None:
+        run = self._run_of(ctx, body)
+        key = RunKey(body["namespace_id"], body["workflow_id"], body["run_id"] if run is None else run.run_id)
+        ctx.step.quarantined.append((key, reason))
+        ctx.step.reply = Reply(error=StatusError(13, f"workflow {key.workflow_id} is quarantined: {reason}"))
+        if run is None:
+            return
+        run.quarantined = reason
+        if run.deadline_ns:
+            part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
+            ctx.rows.delete(keys.timer(run.deadline_ns, run.slot, part))
+            run.deadline_ns = 0
+        ctx.rows.put(run_row(run), encode_run(run))
+
+    def _park(self, ctx: StepContext, body: Record, record: LogRecord) -> bool:
+        """A record for a quarantined run waits in a row of its own until the run is released."""
+        run = self._run_of(ctx, body) if body["workflow_id"] else None
+        if run is None or not run.quarantined:
+            return False
+        part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
+        prefix = keys.parked_prefix(run.slot, part)
+        waiting = sum(1 for _ in self.rows.scan(prefix, prefix + b"\xff" * 9))
+        if waiting >= PARKED_MAX:
+            raise StatusError(8, f"workflow {run.workflow_id} is quarantined and {waiting} records wait for it already")
+        ctx.rows.put(keys.parked(run.slot, part, record.offset), record.value)
+        ctx.step.reply = Reply(error=StatusError(14, f"workflow {run.workflow_id} is quarantined: {run.quarantined}"))
+        return True
+
+    def _release(self, ctx: StepContext, body: Record) -> None:
+        run = self._run_of(ctx, body)
+        if run is None or not run.quarantined:
+            ctx.step.ignored = True
+            return
+        run.quarantined = ""
+        part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
+        prefix = keys.parked_prefix(run.slot, part)
+        waiting = list(self.rows.scan(prefix, prefix + b"\xff" * 9))
+        for key, _ in waiting:
+            ctx.rows.delete(key)
+        due = next_deadline(run)
+        if due:
+            ctx.rows.put(keys.timer(due, run.slot, part), b"")
+            run.deadline_ns = due
+        ctx.rows.put(run_row(run), encode_run(run))
+        for _, value in waiting:
+            parked = codec.decode_shard_record(value)
+            try:
+                self._decide(ctx, parked["kind"], parked)
+            except StatusError:
+                continue
+
+    # ---- engine records ---------------------------------------------------------------------------------------------
+
+    def _genesis(self, ctx: StepContext, body: Record) -> None:
+        meta, genesis = self.meta, body["body"]
+        if meta.cluster_id:
+            ctx.step.ignored = True
+            return
+        if genesis["feature_level"] > FEATURE_LEVEL:
+            raise UnknownFeatureLevel(
+                f"shard {meta.shard} is at feature level {genesis['feature_level']}, this build knows {FEATURE_LEVEL}; "
+                "run the newer version"
+            )
+        meta.cluster_id = genesis["cluster_id"]
+        meta.shard_count = genesis["shard_count"]
+        meta.feature_level = genesis["feature_level"]
+
+    def _shard_taken(self, ctx: StepContext, body: Record) -> None:
+        """Only its stamp matters: it carries the shard clock over the time in which nobody ran."""
+
+    def _settings_changed(self, ctx: StepContext, body: Record) -> None:
+        self.meta.settings = {key: value for key, value in body["body"]["settings"].items() if key in DEFAULTS}
+        self.meta.limits = Limits(self.meta.settings)
+
+    def _namespace_changed(self, ctx: StepContext, body: Record) -> None:
+        data = body["body"]["namespace"]
+        changed = codec.decode(data)[1]
+        namespace_id = changed["namespace_id"]
+        if changed["version"] <= self.meta.namespaces.get(namespace_id, -1):
+            ctx.step.ignored = True
+            return
+        ctx.rows.put(keys.namespace(namespace_id), data)
+        self.meta.namespaces[namespace_id] = changed["version"]
+        ctx.forget_namespace(namespace_id)
+
+    def _outputs_sent(self, ctx: StepContext, body: Record) -> None:
+        position = body["body"]["position"]
+        place = (position["epoch"], position["offset"], position["index"])
+        if self.meta.outputs_sent is not None and place <= self.meta.outputs_sent:
+            ctx.step.ignored = True
+            return
+        end = keys.outbox(place[0], place[1], place[2] + 1)
+        for key, _ in list(self.rows.scan(keys.OUTBOX, end)):
+            ctx.rows.delete(key)
+        self.meta.outputs_sent = place
+
+    def _command_rejected(self, ctx: StepContext, body: Record) -> None:
+        rejected = body["body"]
+        self._emit_rejected(ctx, rejected)
+        ctx.step.reply = Reply()
+
+    def _commands_passed(self, ctx: StepContext, body: Record) -> None:
+        passed = body["body"]
+        place = (passed["epoch"], passed["offset"])
+        if place > (self.meta.commands_epoch, self.meta.commands_offset):
+            self.meta.commands_epoch, self.meta.commands_offset = place
+
+    def _republish(self, ctx: StepContext, body: Record) -> None:
+        for run in self._all_runs():
+            emit_visibility(ctx, run)
+
+    def _reject_command(self, ctx: StepContext, body: Record, error: StatusError, record: LogRecord) -> None:
+        """A user's record that the machine refuses is told on `commands-rejected`; an RPC's caller has the reply."""
+        origin = body["origin"]
+        if origin is None or origin["source"] != "COMMANDS":
+            return
+        self._emit_rejected(
+            ctx,
+            {
+                "topic": "commands",
+                "partition": origin["partition"],
+                "offset": origin["offset"],
+                "epoch": origin["epoch"],
+                "reason": error.message[:4096],
+                "code": int(error.code),
+                "sha256": b"",
+                "sample": b"",
+                "key": body["workflow_id"].encode(),
+            },
+        )
+
+    def _emit_rejected(self, ctx: StepContext, rejected: Record) -> None:
+        key = rejected.pop("key", b"")
+        ctx.emit(COMMANDS_REJECTED, 0, key, "RejectedCommand", rejected)
+
+    def _all_runs(self) -> Iterator[Run]:
+        for slot in self._slots():
+            for _, row in self.rows.scan(*keys.kind_of_slot(slot, b"r")):
+                yield decode_run(row)
+
+    def _slots(self) -> range:
+        """The slots of this shard."""
+        return range(self.meta.shard, SLOTS, self.meta.shard_count or SLOTS)
+
+    # ---- for the shell ----------------------------------------------------------------------------------------------
+
+    def run(self, namespace_id: str, namespace: str, workflow_id: str, run_id: str) -> Run | None:
+        """The named run or, with an empty run id, the current one. For reading only."""
+        slot = slot_of(namespace, workflow_id)
+        if not run_id:
+            pointer = self.rows.get(keys.current(slot, namespace_id, workflow_id))
+            if pointer is None:
+                return None
+            run_id = pointer.decode()
+        key = keys.run(slot, namespace_id, workflow_id, run_id)
+        run = self.cache.get(key)
+        if run is None:
+            row = self.rows.get(key)
+            if row is None:
+                return None
+            run = decode_run(row)
+            self.cache.put(key, run)
+        return run
+
+    def take_writes(self) -> dict[bytes, bytes | None]:
+        """Rows written since `written`, the meta row included. Empty when nothing was folded."""
+        if not self._touched:
+            return {}
+        writes = dict(self.rows.pending())
+        writes[keys.META] = self.meta.encode()
+        return writes
+
+    def written(self) -> None:
+        """The rows of `take_writes` are in the store."""
+        self.rows.written()
+        self._touched = False
+
+    def next_timer(self) -> int | None:
+        """Due time of the first timer row."""
+        for key, _ in self.rows.scan(keys.TIMERS, keys.TIMERS_END):
+            return keys.timer_parts(key)[0]
+        return None
+
+    def due_timers(self, now_ns: int, limit: int) -> list[DueTimer]:
+        """The timer rows due at shard time `now_ns`, earliest first."""
+        due: list[DueTimer] = []
+        end = min(keys.timer(now_ns + 1, 0, b""), keys.TIMERS_END)
+        for key, _ in self.rows.scan(keys.TIMERS, end):
+            due_at_ns, _, part = keys.timer_parts(key)
+            due.append(DueTimer(*keys.split_run(part), due_at_ns))
+            if len(due) == limit:
+                break
+        return due
+
+    def outbox(self, after: Origin | None, limit: int) -> list[OutboxRow]:
+        """Outputs that are not known to be sent, in the order in which they were made."""
+        start = keys.OUTBOX if after is None else keys.outbox(after.epoch, after.offset, after.index + 1)
+        end = keys.OUTBOX[:-1] + bytes((keys.OUTBOX[-1] + 1,))
+        found: list[OutboxRow] = []
+        for key, row in self.rows.scan(start, end):
+            topic, partition, record_key, value = msgpack.unpackb(row)
+            origin = Origin("SHARD_LOG", self.meta.shard, *keys.outbox_place(key))
+            found.append(OutboxRow(origin, topic, partition, record_key, value))
+            if len(found) == limit:
+                break
+        return found
+
+    def unrecorded_tasks(self) -> list[TaskOffer]:
+        """Scheduled workflow tasks that live in matching's memory only: a new owner offers them again (law 11)."""
+        ctx = self._reader()
+        offers: list[TaskOffer] = []
+        for slot in self._slots():
+            for key, _ in self.rows.scan(*keys.kind_of_slot(slot, b"s")):
+                run = self.run_by_part(key[3:], slot)
+                if run is not None and run.running and run.workflow_task is not None:
+                    offers.append(workflow_offer(ctx, run))
+        return offers
+
+    def run_by_key(self, key: RunKey) -> Run | None:
+        """A run by its three ids; its slot follows from the namespace's name."""
+        known = self.namespace(key.namespace_id)
+        return None if known is None else self.run(key.namespace_id, known.name, key.workflow_id, key.run_id)
+
+    def namespace(self, namespace_id: str) -> NamespaceInfo | None:
+        """A namespace as this shard's log has told it."""
+        return self._reader().namespace(namespace_id)
+
+    def run_by_part(self, part: bytes, slot: int) -> Run | None:
+        """The run of a <run> key part."""
+        key = keys.run(slot, *keys.split_run(part))
+        run = self.cache.get(key)
+        if run is None:
+            row = self.rows.get(key)
+            run = None if row is None else decode_run(row)
+        return run
+
+    def _reader(self) -> StepContext:
+        meta = self.meta
+        return StepContext(
+            meta,
+            self.rows,
+            self.cache,
+            self.guards,
+            self._namespaces,
+            meta.applied_epoch,
+            meta.applied_offset,
+            meta.clock_ns,
+        )
+
+
+Engine = Callable[[ShardFold, StepContext, Record], None]
+ByRun = Callable[[StepContext, Run | None, Record], Reply]
+ByNamespace = Callable[[StepContext, NamespaceInfo, bytes], Reply]
+
+_ENGINE: Final[dict[str, Engine]] = {
+    "GENESIS": ShardFold._genesis,
+    "SHARD_TAKEN": ShardFold._shard_taken,
+    "SETTINGS_CHANGED": ShardFold._settings_changed,
+    "NAMESPACE_CHANGED": ShardFold._namespace_changed,
+    "OUTPUTS_SENT": ShardFold._outputs_sent,
+    "COMMAND_REJECTED": ShardFold._command_rejected,
+    "COMMANDS_PASSED": ShardFold._commands_passed,
+    "RELEASE_WORKFLOW": ShardFold._release,
+    "REPUBLISH_VISIBILITY": ShardFold._republish,
+}
+
+
+def _fire_timer(ctx: StepContext, run: Run | None, body: Record) -> Reply:
+    if run is None:
+        return Reply()
+    part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
+    return timers.decide_fire_timer(ctx, run, keys.timer(body["due_at_ns"], run.slot, part))
+
+
+def _start_workflow_task(ctx: StepContext, run: Run | None, body: Record) -> Reply:
+    return workflow_task.decide_start_task(
+        ctx, run, body["scheduled_event_id"], body["attempt"], body["stamp"], body["request_id"], body["poll"]
+    )
+
+
+def _start_activity_task(ctx: StepContext, run: Run | None, body: Record) -> Reply:
+    return activity.decide_start_activity(
+        ctx, run, body["scheduled_event_id"], body["attempt"], body["stamp"], body["request_id"], body["poll"]
+    )
+
+
+def _return_task(ctx: StepContext, run: Run | None, body: Record) -> Reply:
+    if body["task_type"] == "WORKFLOW":
+        decide = workflow_task.decide_return_workflow_task
+    else:
+        decide = activity.decide_return_activity
+    return decide(ctx, run, body["scheduled_event_id"], body["attempt"], body["request_id"])
+
+
+def _message(decide: Callable[[StepContext, Run | None, bytes], Reply]) -> ByRun:
+    return lambda ctx, run, body: decide(ctx, run, body["message"])
+
+
+_BY_RUN: Final[dict[str, ByRun]] = {
+    "FIRE_TIMER": _fire_timer,
+    "START_WORKFLOW_TASK": _start_workflow_task,
+    "START_ACTIVITY_TASK": _start_activity_task,
+    "RETURN_TASK": _return_task,
+    "STICKY_WORKER_GONE": lambda ctx, run, body: workflow_task.decide_sticky_worker_gone(
+        ctx, run, body["scheduled_event_id"], body["stamp"]
+    ),
+    "RESET_STICKY": lambda ctx, run, body: workflow_task.decide_reset_sticky(ctx, run),
+    "COMPLETE_WORKFLOW_TASK": _message(workflow_task.decide_complete_task),
+    "FAIL_WORKFLOW_TASK": _message(workflow_task.decide_fail_task),
+    "COMPLETE_ACTIVITY": _message(activity.decide_complete_activity),
+    "FAIL_ACTIVITY": _message(activity.decide_fail_activity),
+    "CANCEL_ACTIVITY": _message(activity.decide_cancel_activity),
+    "HEARTBEAT_ACTIVITY": _message(activity.decide_heartbeat),
+}
+"""Records about one run, found by the envelope: kind -> decider."""
+
+_BY_NAMESPACE: Final[dict[str, ByNamespace]] = {
+    "START_WORKFLOW": start.decide_start,
+    "SIGNAL_WITH_START_WORKFLOW": start.decide_signal_with_start,
+    "SIGNAL_WORKFLOW": signal.decide_signal,
+    "REQUEST_CANCEL_WORKFLOW": signal.decide_request_cancel,
+    "TERMINATE_WORKFLOW": terminate.decide_terminate,
+    "COMPLETE_ACTIVITY_BY_ID": activity.decide_complete_activity_by_id,
+    "FAIL_ACTIVITY_BY_ID": activity.decide_fail_activity_by_id,
+    "CANCEL_ACTIVITY_BY_ID": activity.decide_cancel_activity_by_id,
+    "HEARTBEAT_ACTIVITY_BY_ID": activity.decide_heartbeat_by_id,
+}
+"""Records that find their run themselves: kind -> decider."""
