@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -128,6 +129,8 @@ class Option:
 
     def _typed(self, value: Any) -> Any:
         origin = typing.get_origin(self.type)
+        if origin is not None and isinstance(value, str) and value.startswith(("{", "[")):
+            value = json.loads(value)  # how values with commas in them are written
         if origin is tuple:
             items = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
             return tuple(str(item) for item in items if item != "")

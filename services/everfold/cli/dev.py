@@ -1,0 +1,185 @@
+"""`everfold server start-dev`: broker, services and processors on one machine, with nothing to configure."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+import time
+from typing import Final
+
+import structlog
+from google.protobuf.duration_pb2 import Duration
+from rich.console import Console
+from rich.table import Table
+from temporalio.api.enums.v1 import common_pb2
+from temporalio.api.operatorservice.v1 import request_response_pb2 as op
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.cli import nodes, topics
+from everfold.cli.processors import ProcessorChild
+from everfold.cli.serve import open_data_dir
+from everfold.cli.version import version
+from everfold.kernel.errors import Code, StatusError
+from everfold.runtime.broker import EmbeddedBroker
+from everfold.runtime.config import MIB, Settings
+from everfold.runtime.lifecycle import Fatal, Supervisor
+from everfold.runtime.metrics import BROKER_RESTARTS
+
+DEFAULT_NAMESPACE: Final = "default"
+
+SERVED_S: Final = 120.0
+"""How long the shards may take at the start: they refold what their stores had not flushed when the last run died."""
+
+NAMESPACE_S: Final = 30.0
+"""How long shard 0 may take to register a namespace."""
+
+_SEARCH_ATTRIBUTE_TYPES: Final = {
+    "Bool": common_pb2.INDEXED_VALUE_TYPE_BOOL,
+    "Datetime": common_pb2.INDEXED_VALUE_TYPE_DATETIME,
+    "Double": common_pb2.INDEXED_VALUE_TYPE_DOUBLE,
+    "Int": common_pb2.INDEXED_VALUE_TYPE_INT,
+    "Keyword": common_pb2.INDEXED_VALUE_TYPE_KEYWORD,
+    "KeywordList": common_pb2.INDEXED_VALUE_TYPE_KEYWORD_LIST,
+    "Text": common_pb2.INDEXED_VALUE_TYPE_TEXT,
+}
+
+log = structlog.get_logger("everfold")
+
+
+class DevServer:
+    """All of Everfold in one process, with two children: the broker and the stream processors."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing runs before `start`."""
+        self._settings = settings
+        self._data = open_data_dir(settings, default="dev")
+        self._node: nodes.Node
+
+    async def start(self, supervisor: Supervisor) -> None:
+        """Start everything, create what is missing, and say where it is."""
+        began = time.monotonic()
+        self._data.acquire()
+        settings = await self._with_kafka(supervisor)
+        kafka = topics.kafka_settings(settings)
+        cluster = await nodes.look_at(kafka, settings, self._data, create=True)
+        if settings.topology.enabled:
+            child = ProcessorChild(settings)
+            await supervisor.start("topology", child)
+            supervisor.watch("topology stop", self._end_early(supervisor, child))
+        node = self._node = nodes.Node(settings, kafka, cluster, self._data, ("matching", "history", "frontend"))
+        await node.start(supervisor, before_frontend=self._prepare)
+        self._banner(settings, cluster, time.monotonic() - began)
+
+    def close(self) -> None:
+        """Give the data directory up, and remove an ephemeral one."""
+        self._data.release()
+
+    async def _with_kafka(self, supervisor: Supervisor) -> Settings:
+        """The settings with a cluster to talk to, with the directory that everything is kept in."""
+        settings = self._settings
+        bootstrap = settings.kafka.bootstrap
+        if not bootstrap:
+            broker = EmbeddedBroker(
+                self._data.broker,
+                port=settings.broker.port,
+                heap_mb=settings.broker.heap_bytes // MIB,
+                progress=lambda text: print(text, file=sys.stderr, flush=True),
+                on_down=lambda _code: BROKER_RESTARTS.inc(),
+            )
+            await supervisor.start("broker", broker)
+            bootstrap = broker.bootstrap
+        return dataclasses.replace(
+            settings,
+            kafka=dataclasses.replace(
+                settings.kafka,
+                bootstrap=bootstrap,
+                single_broker=settings.kafka.single_broker or not settings.kafka.bootstrap,
+            ),
+            # What the child needs to find the same files; the parent holds the directory.
+            node=dataclasses.replace(settings.node, data_dir=str(self._data.path), ephemeral=False),
+        )
+
+    @staticmethod
+    async def _end_early(supervisor: Supervisor, child: ProcessorChild) -> None:
+        """Lets the child stop while the services do, as both have 5 s together."""
+        await supervisor.wait_ended()
+        child.end_soon()
+
+    async def _prepare(self) -> None:
+        """What must be there before the first client: served shards and the namespaces."""
+        await self._node.wait_served(SERVED_S)
+        names = dict.fromkeys((DEFAULT_NAMESPACE, *self._settings.setup.namespace))
+        await asyncio.gather(*(self._register(name) for name in names))
+
+    async def _register(self, name: str) -> None:
+        registry = self._node.registry
+        if registry.by_name(name) is None:
+            days = self._settings.frontend.default_retention_days
+            request = ws.RegisterNamespaceRequest(
+                namespace=name, workflow_execution_retention_period=Duration(seconds=days * 86_400)
+            )
+            try:
+                await self._decide("REGISTER_NAMESPACE", "", request.SerializeToString())
+            except StatusError as error:
+                if error.code != Code.ALREADY_EXISTS:
+                    raise Fatal(f"The namespace {name} could not be registered: {error.message}") from None
+        await registry.wait_until(lambda: registry.by_name(name) is not None, NAMESPACE_S)
+        namespace = registry.by_name(name)
+        if namespace is None:
+            raise Fatal(f"The namespace {name} was registered, but its record did not come within {NAMESPACE_S:.0f} s.")
+        wanted = self._settings.setup.search_attribute
+        new = {
+            key: _SEARCH_ATTRIBUTE_TYPES[kind] for key, kind in wanted.items() if key not in namespace.search_attributes
+        }
+        for key, kind in wanted.items():
+            if namespace.search_attributes.get(key, kind) != kind:
+                raise Fatal(
+                    f"The search attribute {key} of {name} is a {namespace.search_attributes[key]}, not a {kind}: a type "
+                    "cannot be changed. Drop --search-attribute, or take another name."
+                )
+        if new:
+            change = op.AddSearchAttributesRequest(namespace=name, search_attributes=new)
+            await self._decide("ADD_SEARCH_ATTRIBUTES", namespace.namespace_id, change.SerializeToString())
+            await registry.wait_until(
+                lambda: (found := registry.by_name(name)) is not None and new.keys() <= found.search_attributes.keys(),
+                NAMESPACE_S,
+            )
+
+    async def _decide(self, kind: str, namespace_id: str, message: bytes) -> None:
+        args = [kind, namespace_id, "", "", message, NAMESPACE_S]
+        await self._node.router.call("history", 0, "execute", args, NAMESPACE_S)
+
+    def _banner(self, settings: Settings, cluster: nodes.Cluster, seconds: float) -> None:
+        embedded = not self._settings.kafka.bootstrap
+        addresses = self._node.addresses()
+        rows = {
+            "gRPC": addresses["grpc"],
+            "Kafka": f"{settings.kafka.bootstrap}{' (embedded)' if embedded else ''}, topics {settings.kafka.prefix}*",
+            "Metrics": addresses.get("metrics", "none (--metrics-port)"),
+            "Data": f"{self._data.path}{' (goes away at the end)' if self._data.ephemeral else ''}",
+            "Visibility": settings.visibility.url or self._data.visibility_url,
+            "Namespaces": ", ".join(namespace.name for namespace in self._node.registry if not namespace.deleted),
+            "Shards": f"{cluster.shape.shards}, task partitions {cluster.shape.task_partitions}",
+            "Durability": _durability(cluster, embedded),
+        }
+        if sys.stdout.isatty():
+            table = Table(
+                title=f"Everfold {version()}, ready in {seconds:.1f} s", show_header=False, title_justify="left"
+            )
+            for name, value in rows.items():
+                table.add_row(name, value)
+            Console().print(table)
+        else:
+            print(f"Everfold {version()}, ready in {seconds:.1f} s")
+            for name, value in rows.items():
+                print(f"  {name + ':':<12}{value}")
+        sys.stdout.flush()
+
+
+def _durability(cluster: nodes.Cluster, embedded: bool) -> str:
+    if embedded:
+        return "survives the kill of any process, not the loss of power: one broker, one copy, no fsync per record"
+    if cluster.shape.single_broker:
+        return f"{cluster.brokers} broker(s), {cluster.shape.replication} copy of each record: a lost disk loses data"
+    return f"{cluster.shape.replication} copies of each record, two of them before anything is answered"

@@ -1,0 +1,371 @@
+"""One Everfold process: the parts that every role shares, and the roles wired to them.
+
+Started in this order, stopped in the reverse, so that whoever is asked still has whom to ask:
+
+    metrics · namespaces · calls between processes and membership · matching · history · frontend
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
+
+from everfold.frontend.cluster import ClusterFacts
+from everfold.frontend.limits import FrontendLimits
+from everfold.frontend.server import LONG_POLLS, FrontendServer
+from everfold.history.machine_reads import MachineReads
+from everfold.history.owner import HistoryConfig, HistoryServer
+from everfold.history.ports import ShellLimits
+from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.limits import DEFAULTS
+from everfold.kernel.time import SECOND_NS
+from everfold.matching.server import MatchingServer
+from everfold.matching.service import MatchingService
+from everfold.runtime import metrics
+from everfold.runtime.clients import HistoryClient, MatchingClient
+from everfold.runtime.cluster_topic import ClusterTopic
+from everfold.runtime.config import Settings
+from everfold.runtime.datadir import DataDir
+from everfold.runtime.kafka import EndOffsets, KafkaSettings, Producer
+from everfold.runtime.lifecycle import Fatal, Supervisor
+from everfold.runtime.membership import Member, new_member_id
+from everfold.runtime.namespace_log import NamespaceLog
+from everfold.runtime.namespaces import NamespaceRegistry
+from everfold.runtime.router import Router
+from everfold.runtime.rpc import RpcPool, RpcServer
+from everfold.runtime.topics_admin import REPLICATION_MIN, ClusterShape, apply_topics, require_topics
+from everfold.schemas.topics import SHARD_LOG, WORKFLOW_TASKS
+from everfold.visibility.store import open_visibility
+
+LOOK_S: Final = 30.0
+"""How long a broker may take to say what cluster it is: it may be starting, too."""
+
+log = structlog.get_logger("everfold")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Kafka says of the cluster.
+
+    Attributes:
+        cluster_id: Everfold's: of Kafka's own id and the topics' prefix, so that two of them can share a Kafka.
+        kafka_cluster_id: Kafka's own id.
+        brokers: how many there are.
+        shape: as the topics have it, or as they are to be made.
+    """
+
+    cluster_id: str
+    kafka_cluster_id: str
+    brokers: int
+    shape: ClusterShape
+
+
+async def look_at(kafka: KafkaSettings, settings: Settings, data: DataDir, *, create: bool = False) -> Cluster:
+    """Find out what cluster this is, and check its topics; with `create`, make or mend them first.
+
+    Raises:
+        Fatal: the data directory is another cluster's, or the settings contradict the topics.
+        KafkaTrouble: no broker answered, or the topics are not as they must be.
+    """
+    found = await asyncio.to_thread(_ask, kafka)
+    partitions = {name: len(topic.partitions) for name, topic in found.topics.items()}
+    # start-dev takes what there is, and its banner says so; a service alone insists on --single-broker.
+    single = settings.kafka.single_broker or (create and len(found.brokers) < REPLICATION_MIN)
+    shape = ClusterShape(
+        shards=_count("history.shards", settings.history.shards, 4, partitions.get(kafka.topic(SHARD_LOG), 0)),
+        task_partitions=_count(
+            "matching.partitions", settings.matching.partitions, 2, partitions.get(kafka.topic(WORKFLOW_TASKS), 0)
+        ),
+        replication=settings.kafka.replication or (1 if single else REPLICATION_MIN),
+        single_broker=single,
+    )
+    kafka_cluster_id = str(found.cluster_id)
+    cluster_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"everfold/{kafka_cluster_id}/{kafka.prefix}"))
+    data.bind(cluster_id)
+    if create:
+        for difference in await asyncio.to_thread(apply_topics, kafka, shape):
+            log.debug("topic mended", topic=difference.topic, what=difference.what)
+    else:
+        await asyncio.to_thread(require_topics, kafka, shape)
+    return Cluster(cluster_id, kafka_cluster_id, len(found.brokers), shape)
+
+
+def _ask(kafka: KafkaSettings) -> Any:
+    try:
+        return AdminClient(kafka.client("look")).list_topics(timeout=LOOK_S)
+    except KafkaException as error:
+        raise Fatal(
+            f"No Kafka broker answered at {kafka.bootstrap} within {LOOK_S:.0f} s ({error.args[0].str()}). "
+            "Check --kafka, and that the brokers' advertised listeners can be reached from here."
+        ) from None
+
+
+def _count(path: str, wanted: int, default: int, found: int) -> int:
+    """The count that the topics have; a setting that says otherwise is a contradiction, its default is not."""
+    if found and wanted not in (found, default):
+        raise Fatal(
+            f"{path} is {wanted}, but the topics were created with {found}. It is fixed for the life of a cluster: "
+            f"drop the setting, or take another --kafka-prefix for a new cluster."
+        )
+    return found or wanted
+
+
+class Node:
+    """One process's parts, wired; `start` starts them through the supervisor.
+
+    Attributes:
+        frontend: the gRPC front, when this process has one and is started.
+        history: the shards' owner, when this process is one and is started.
+        router: the way to every service, once started.
+        registry: the namespaces, once started.
+    """
+
+    def __init__(
+        self, settings: Settings, kafka: KafkaSettings, cluster: Cluster, data: DataDir, roles: tuple[str, ...]
+    ) -> None:
+        """Nothing runs before `start`."""
+        self._settings = settings
+        self._limits = settings.limits
+        self._kafka = kafka
+        self._cluster = cluster
+        self._data = data
+        self._roles = roles
+        self._metrics = metrics.NamedMetrics()
+        self._rpc: RpcServer | None = None
+        self.frontend: FrontendServer | None = None
+        self.history: HistoryServer | None = None
+        self.router: Router
+        self.registry: NamespaceRegistry
+
+    async def start(self, supervisor: Supervisor, before_frontend: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Start everything; the frontend last, after `before_frontend`. Shards may still be being taken then."""
+        settings, kafka, cluster = self._settings, self._kafka, self._cluster
+        await supervisor.start("metrics", metrics.MetricsServer(settings.metrics.ip, settings.metrics.port))
+        clients = _Clients(kafka)
+        await supervisor.start("kafka clients", clients)
+        namespaces = NamespaceLog(kafka, clients.ends)
+        await supervisor.start("namespaces", namespaces)
+        self.registry = namespaces.registry
+
+        name = settings.node.name or new_member_id()
+        topic = ClusterTopic(kafka, clients.producer, Member(name, roles=self._roles))
+        pool = RpcPool(cluster.cluster_id)
+        self.router = Router(topic.membership, pool)
+        services = self._make_services(supervisor, topic)
+        if services:
+            self._rpc = RpcServer(services, settings.node.rpc_ip, settings.node.rpc_port, cluster=cluster.cluster_id)
+            await supervisor.start("rpc", self._rpc)
+        topic.membership.set_addresses(self._reached_at(), self._frontend_at())
+        await supervisor.start("membership", topic)
+        await supervisor.start("connections", _Stopping(pool))
+        for role, server in self._servers.items():
+            await supervisor.start(role, server)
+        if before_frontend is not None:
+            await before_frontend()
+        if "frontend" in self._roles:
+            await self._start_frontend(supervisor)
+            topic.membership.set_addresses(self._reached_at(), self._frontend_at())
+
+    def _make_services(self, supervisor: Supervisor, topic: ClusterTopic) -> dict[str, object]:
+        """The services of this process, known to the router; their servers are started afterwards."""
+        settings, shape = self._settings, self._cluster.shape
+        services: dict[str, object] = {}
+        self._servers: dict[str, MatchingServer | HistoryServer] = {}
+        local_matching: MatchingService | None = None
+        if "matching" in self._roles:
+            local_matching = services["matching"] = MatchingService(
+                HistoryClient(self.router),
+                shape.task_partitions,
+                spill_dir=_made(self._data.matching),
+                long_poll_s=self._limits.service.poll_ns / SECOND_NS,
+                polls_max=settings.matching.pollers_max,
+                memory_tasks_max=settings.matching.backlog_max,
+            )
+            self._servers["matching"] = MatchingServer(self._kafka, local_matching, topic.membership)
+        if "history" in self._roles:
+            self.history = HistoryServer(
+                self._kafka,
+                HistoryConfig(
+                    cluster_id=self._cluster.cluster_id,
+                    shard_count=shape.shards,
+                    data_dir=self._data.history,
+                    owner=topic.membership.me.member_id,
+                    settings={**self._limits.folded, "matching.partitions": shape.task_partitions},
+                    run_cache_bytes=settings.history.run_cache_bytes,
+                    block_cache_bytes=settings.history.block_cache_bytes,
+                    write_buffer_bytes=settings.history.write_buffer_bytes,
+                    limits=ShellLimits(
+                        in_flight_max=settings.history.in_flight_max,
+                        outbox_entries_max=settings.history.outbox_max,
+                        waiters_max=settings.history.waiters_max,
+                    ),
+                ),
+                _FoldNamespaces(self.registry),
+                MachineReads(),
+                MatchingClient(self.router, shape.task_partitions, local_matching),
+                membership=topic.membership,
+                metrics=self._metrics,
+                on_fatal=supervisor.end,
+            )
+            self._servers["history"] = self.history
+            services["history"] = self.history.service
+        for role, service in services.items():
+            self.router.add_local(role, service)
+        return services
+
+    async def _start_frontend(self, supervisor: Supervisor) -> None:
+        settings, shape, service = self._settings, self._cluster.shape, self._limits.service
+        index = open_visibility(settings.visibility.url or self._data.visibility_url)
+        folded = {**DEFAULTS, **self._limits.folded}
+        limits = FrontendLimits(
+            id_bytes_max=folded["limit.maxIDLength"],
+            blob_bytes_max=folded["limit.blobSize.error"],
+            memo_bytes_max=folded["limit.memoSize.error"],
+            search_attributes_max=folded["limit.numberOfSearchAttributeKeys"],
+            search_attribute_bytes_max=folded["limit.searchAttributeSizeOfValue"],
+            search_attributes_bytes_max=folded["limit.searchAttributeTotalSize"],
+            history_page_events_max=service.history_page_events_max,
+            visibility_page_max=service.visibility_page_max,
+            poll_seconds=service.poll_ns / SECOND_NS,
+            history_poll_seconds=service.history_poll_ns / SECOND_NS,
+            long_polls_max=service.long_polls_max,
+        )
+        self.frontend = FrontendServer(
+            host=settings.frontend.ip,
+            port=settings.frontend.port,
+            namespaces=self.registry,
+            router=self.router,
+            shard_count=shape.shards,
+            task_partitions=shape.task_partitions,
+            cluster=ClusterFacts(self._cluster.cluster_id, shape.shards),
+            visibility=index,
+            gateway=settings.frontend.gateway,
+            limits=limits,
+            observer=_observe_call,
+        )
+        try:
+            await supervisor.start("frontend", self.frontend)
+        except OSError as error:
+            raise Fatal(
+                f"The address {settings.frontend.ip}:{settings.frontend.port} cannot be listened on: "
+                f"{error.strerror or error}. Another server may have it: stop that one, or give --port."
+            ) from None
+
+    async def wait_served(self, timeout: float) -> None:
+        """Return when somebody serves each shard and each task partition. Raises Fatal when that takes too long."""
+        shape, membership = self._cluster.shape, self.router.membership
+        deadline = asyncio.get_running_loop().time() + timeout
+        for role, count in (("history", shape.shards), ("matching", shape.task_partitions)):
+            for number in range(count):
+                left = max(deadline - asyncio.get_running_loop().time(), 0.01)
+                if await membership.wait_owner(role, number, left) is None:
+                    raise Fatal(f"{role} partition {number} is not served after {timeout:.0f} s; the log says why.")
+
+    def _reached_at(self) -> str:
+        if self._rpc is None:
+            return ""
+        return self._settings.node.advertise or self._rpc.address
+
+    def _frontend_at(self) -> str:
+        return "" if self.frontend is None else f"{self._settings.frontend.ip}:{self.frontend.port}"
+
+    def addresses(self) -> dict[str, str]:
+        """What listens where, for logs and banners; only what there is."""
+        metrics_port = self._settings.metrics.port
+        found = {
+            "grpc": self._frontend_at(),
+            "rpc": self._reached_at(),
+            "metrics": f"http://{self._settings.metrics.ip}:{metrics_port}/metrics" if metrics_port else "",
+        }
+        return {name: address for name, address in found.items() if address}
+
+
+class _Clients:
+    """The Kafka clients that the parts of a process share."""
+
+    ends: EndOffsets
+    producer: Producer
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
+
+    async def start(self) -> None:
+        self.ends = EndOffsets(self._kafka, name="offsets")
+        self.producer = Producer(self._kafka, name="membership")
+
+    async def stop(self) -> None:
+        self.ends.close()
+        await self.producer.close(0.5)
+
+
+class _Stopping:
+    """Something that only needs to be stopped."""
+
+    def __init__(self, pool: RpcPool) -> None:
+        self._pool = pool
+
+    async def start(self) -> None:
+        """Nothing: connections are made when first needed."""
+
+    async def stop(self) -> None:
+        await self._pool.stop()
+
+
+class _FoldNamespaces:
+    """The registry, as the shards ask it."""
+
+    def __init__(self, registry: NamespaceRegistry) -> None:
+        self._registry = registry
+        self._refreshes: set[asyncio.Task[None]] = set()
+
+    def get(self, namespace_id: str) -> tuple[int, bytes] | None:
+        return self._registry.version_and_bytes(namespace_id)
+
+    def name_of(self, namespace_id: str) -> str | None:
+        return self._registry.name_of(namespace_id)
+
+    def id_of(self, name: str) -> str | None:
+        return self._registry.id_of(name)
+
+    def refresh(self, done: Callable[[], None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._refresh(done))
+        self._refreshes.add(task)
+        task.add_done_callback(self._refreshes.discard)
+
+    async def _refresh(self, done: Callable[[], None]) -> None:
+        try:
+            await self._registry.refresh()
+        except StatusError as error:
+            log.warning("the namespaces could not be read to their end", reason=error.message)
+        finally:
+            done()
+
+
+_RPC_CHILDREN: Final[dict[tuple[str, int], Any]] = {}
+
+
+def _observe_call(method: str, code: int, seconds: float) -> None:
+    key = (method, code)
+    children = _RPC_CHILDREN.get(key)
+    if children is None:
+        name = method.rpartition("/")[2]
+        children = _RPC_CHILDREN[key] = (
+            metrics.RPCS.labels(name, Code(code).name),
+            None if method in LONG_POLLS else metrics.RPC_SECONDS.labels(name),
+        )
+    children[0].inc()
+    if children[1] is not None:
+        children[1].observe(seconds)
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path

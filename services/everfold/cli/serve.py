@@ -1,0 +1,106 @@
+"""Runs a program on an event loop: start, wait for the end, stop; and `everfold frontend|history|matching`."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import uvloop
+
+from everfold.cli import nodes, topics
+from everfold.cli.version import version
+from everfold.runtime.broker import BrokerError
+from everfold.runtime.config import Settings
+from everfold.runtime.datadir import DataDir, default_data_dir
+from everfold.runtime.kafka import KafkaTrouble
+from everfold.runtime.lifecycle import Fatal, Supervisor, catch_signals
+
+log = structlog.get_logger("everfold")
+
+
+class Program(Protocol):
+    """What a process does."""
+
+    async def start(self, supervisor: Supervisor) -> None:
+        """Start the services through the supervisor; return when everything serves."""
+        ...
+
+    def close(self) -> None:
+        """Called at the end, after all services have stopped, also after a failed start."""
+        ...
+
+
+def run(program: Program) -> None:
+    """Run until SIGINT, SIGTERM or a failure. Raises Fatal with what to tell the user."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        failure = runner.run(_main(program))
+    if failure is not None:
+        raise Fatal(_told(failure)) from failure
+
+
+async def _main(program: Program) -> BaseException | None:
+    supervisor = Supervisor()
+    catch_signals(supervisor)
+    # Long-lived state (schemas, protobuf modules) is not worth walking at every collection.
+    gc.freeze()
+    starting = asyncio.ensure_future(program.start(supervisor))
+    ended = asyncio.ensure_future(supervisor.wait_ended())
+    try:
+        await asyncio.wait((starting, ended), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await ended
+    except Exception as error:
+        supervisor.end(error) if supervisor.failure is None and not _expected(error) else None
+        return error
+    finally:
+        for task in (starting, ended):
+            task.cancel()
+        await asyncio.gather(starting, ended, return_exceptions=True)
+        await supervisor.stop()
+        program.close()
+    return supervisor.failure
+
+
+def _expected(error: BaseException) -> bool:
+    return isinstance(error, (Fatal, KafkaTrouble, BrokerError, OSError, TimeoutError))
+
+
+def _told(failure: BaseException) -> str:
+    if isinstance(failure, (Fatal, KafkaTrouble, BrokerError)):
+        return str(failure)
+    return f"{type(failure).__name__}: {failure}"
+
+
+class OneService:
+    """One role in a process of its own."""
+
+    def __init__(self, settings: Settings, role: str) -> None:
+        self._settings = settings
+        self._role = role
+        self._data = open_data_dir(settings, default=role)
+
+    async def start(self, supervisor: Supervisor) -> None:
+        """Start the service against the cluster that the settings name."""
+        settings = self._settings
+        self._data.acquire()
+        kafka = topics.kafka_settings(settings)
+        cluster = await nodes.look_at(kafka, settings, self._data)
+        node = nodes.Node(settings, kafka, cluster, self._data, roles=(self._role,))
+        await node.start(supervisor)
+        log.info("serves", role=self._role, **node.addresses())
+
+    def close(self) -> None:
+        """Give the data directory up."""
+        self._data.release()
+
+
+def open_data_dir(settings: Settings, default: str) -> DataDir:
+    """The data directory that the settings name, not yet held."""
+    if settings.node.ephemeral:
+        return DataDir(None, version=version())
+    path = Path(settings.node.data_dir) if settings.node.data_dir else default_data_dir(settings.node.name or default)
+    return DataDir(path, version=version())
