@@ -219,13 +219,11 @@ class ClusterMembership:
         return [self._me, *(member for _, member in self._seen.values())]
 
     def owner(self, role: str, partition: int) -> Member | None:
-        """Who claimed the partition last. This process believes itself first."""
+        """Who claimed the partition last, be it this process or another."""
         member_id = self._owners.latest(role, partition)
         if member_id is None:
             return None
-        if partition in self._me.partitions.get(role, ()):
-            return self._me
-        return self._seen[member_id][1]
+        return self._me if member_id == self._me.member_id else self._seen[member_id][1]
 
     def set_partitions(self, role: str, partitions: Iterable[int]) -> None:
         """This process holds exactly these partitions from now on; the others hear of it at once."""
