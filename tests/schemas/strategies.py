@@ -73,7 +73,7 @@ def _value(draw: st.DrawFn, field: FieldDescriptor, depth: int) -> Any:
     return draw(_PROTOBUF[field.cpp_type])
 
 
-def _message(draw: st.DrawFn, descriptor: Descriptor, depth: int) -> Message:
+def _message(draw: st.DrawFn, descriptor: Descriptor, depth: int) -> Any:
     message: Any = GetMessageClass(descriptor)()
     if descriptor.full_name == "google.protobuf.Timestamp":
         message.seconds = draw(st.integers(-62_135_596_800, 253_402_300_799))

@@ -100,7 +100,7 @@ def test_a_signal() -> None:
 
 
 def test_a_signal_with_start() -> None:
-    body = {"workflow_type": "Order", "task_queue": "orders", "input": [HELLO], "signal_name": "paid"}
+    body: dict[str, Any] = {"workflow_type": "Order", "task_queue": "orders", "input": [HELLO], "signal_name": "paid"}
     made = translate(command("SignalWithStartWorkflow", **body, signal_input=[HELLO, HELLO]), PLACE)
     request: Any = made.request
     assert made.kind == "SIGNAL_WITH_START_WORKFLOW"
@@ -149,7 +149,7 @@ def test_payloads_arrive_as_they_were_sent(payloads: list[Any], header: dict[str
     assert {k: {"metadata": dict(fields[k].metadata), "data": fields[k].data} for k in fields} == header
 
 
-START = {"workflow_type": "Order", "task_queue": "orders"}
+START: dict[str, Any] = {"workflow_type": "Order", "task_queue": "orders"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no workflow id": (command("StartWorkflow", {"workflow_id": ""}, **START), "workflow_id is not set"),
     "no namespace": (command("StartWorkflow", {"namespace": ""}, **START), "namespace is not set"),

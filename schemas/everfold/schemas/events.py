@@ -263,6 +263,13 @@ def _setter(field: FieldDescriptor) -> Callable[[Any, Any], None]:
     return _set_scalar(name)
 
 
+def _is_kept(field: FieldDescriptor) -> bool:
+    """Whether a value that Python takes for false is still to be set: where there is presence, and minus zero."""
+    return is_nullable(field) or (
+        not field.is_repeated and field.cpp_type in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE)
+    )
+
+
 @cache
 def _filler(descriptor: Descriptor) -> Fill:
     """From the record of a message type to the message. Compiled at the first call: types may be recursive."""
@@ -270,10 +277,10 @@ def _filler(descriptor: Descriptor) -> Fill:
 
     def fill(message: Any, record: Mapping[str, Any]) -> None:
         if not setters:
-            setters.extend((field.name, is_nullable(field), _setter(field)) for field in descriptor.fields)
-        for name, nullable, setter in setters:
+            setters.extend((field.name, _is_kept(field), _setter(field)) for field in descriptor.fields)
+        for name, kept, setter in setters:
             value = record[name]
-            if value is not None if nullable else value:
+            if value is not None if kept else value:
                 setter(message, value)
 
     return fill
@@ -292,7 +299,7 @@ def to_protobuf(record: Mapping[str, Any]) -> message_pb2.HistoryEvent:
         event.event_time.nanos = micros * 1000 + record["event_time_nanos"]
     for field, setter in _rest_setters():
         value = record[field.name]
-        if value is not None if is_nullable(field) else value:
+        if value is not None if _is_kept(field) else value:
             setter(event, value)
     if said is not None:
         name, attributes = said
