@@ -1,0 +1,191 @@
+"""Activities: retries on the server, the four timeouts, heartbeats, cancellation, completion by id."""
+
+from __future__ import annotations
+
+import pytest
+from everfold.kernel.errors import Code, StatusError
+from shard_driver import NAMESPACE_ID, ShardDriver, cancel_activity, complete_workflow, schedule_activity
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+from test_workflow_task import assert_history
+
+
+def begin(shard: ShardDriver, **options: float) -> None:
+    shard.start()
+    shard.complete(shard.poll(), schedule_activity("a", **options))
+
+
+def tail(shard: ShardDriver, count: int) -> list[str]:
+    return [line.split(" ", 1)[1] for line in shard.history().splitlines()[-count:]]
+
+
+def test_a_failing_activity_is_retried_without_events_and_the_last_attempt_is_written(shard: ShardDriver) -> None:
+    begin(shard, attempts=3)
+    for wait in (1, 2):
+        shard.fail_activity(shard.poll_activity())
+        pending = shard.describe().pending_activities[0]
+        assert pending.next_attempt_schedule_time.seconds > 0
+        shard.sleep(wait + 0.1)
+    task = shard.poll_activity()
+    assert task.attempt == 3
+    shard.complete_activity(task)
+    assert tail(shard, 3) == ["ActivityTaskStarted attempt=3", "ActivityTaskCompleted", "WorkflowTaskScheduled"]
+
+
+def test_the_last_allowed_attempt_fails_the_activity(shard: ShardDriver) -> None:
+    begin(shard, attempts=1)
+    shard.fail_activity(shard.poll_activity())
+    assert tail(shard, 3) == ["ActivityTaskStarted", "ActivityTaskFailed", "WorkflowTaskScheduled"]
+
+
+def test_a_non_retryable_failure_is_final(shard: ShardDriver) -> None:
+    begin(shard)
+    shard.fail_activity(shard.poll_activity(), non_retryable=True)
+    assert tail(shard, 2) == ["ActivityTaskFailed", "WorkflowTaskScheduled"]
+
+
+def test_the_failure_can_name_its_own_retry_delay(shard: ShardDriver) -> None:
+    begin(shard)
+    task = shard.poll_activity()
+    request = ws.RespondActivityTaskFailedRequest(task_token=task.task_token)
+    request.failure.application_failure_info.next_retry_delay.seconds = 30
+    shard.request("FAIL_ACTIVITY", request, workflow_id="w")
+    shard.sleep(29)
+    assert not [offer for offer in shard.offers if offer.type == "activity"]
+    shard.sleep(2)
+    assert shard.poll_activity().attempt == 2
+
+
+def test_start_to_close_is_retried_and_a_stale_attempt_is_not_heard(shard: ShardDriver) -> None:
+    begin(shard, start_to_close=5)
+    stale = shard.poll_activity()
+    shard.sleep(7)
+    fresh = shard.poll_activity()
+    assert fresh.attempt == 2
+    with pytest.raises(StatusError) as refused:
+        shard.complete_activity(stale)
+    assert refused.value.code == Code.NOT_FOUND
+    shard.complete_activity(fresh)
+
+
+def test_schedule_to_start_is_never_retried(shard: ShardDriver) -> None:
+    begin(shard, schedule_to_start=3)
+    shard.sleep(4)
+    assert tail(shard, 2) == ["ActivityTaskTimedOut", "WorkflowTaskScheduled"]
+
+
+def test_schedule_to_close_ends_all_attempts(shard: ShardDriver) -> None:
+    begin(shard, start_to_close=2, schedule_to_close=5)
+    shard.poll_activity()
+    shard.sleep(20)
+    assert tail(shard, 2) == ["ActivityTaskTimedOut", "WorkflowTaskScheduled"]
+
+
+def test_a_missed_heartbeat_times_the_attempt_out_and_details_reach_the_next(shard: ShardDriver) -> None:
+    begin(shard, start_to_close=60, heartbeat=3)
+    task = shard.poll_activity()
+    beat = ws.RecordActivityTaskHeartbeatRequest(task_token=task.task_token)
+    beat.details.payloads.add().data = b"half"
+    shard.sleep(2)
+    shard.request("HEARTBEAT_ACTIVITY", beat, workflow_id="w")
+    shard.sleep(2)
+    assert shard.describe().pending_activities[0].attempt == 1
+    shard.sleep(3)
+    retried = shard.poll_activity()
+    assert retried.attempt == 2
+    assert retried.heartbeat_details.payloads[0].data == b"half"
+
+
+def test_a_heartbeat_tells_of_a_cancel_request(shard: ShardDriver) -> None:
+    begin(shard)
+    task = shard.poll_activity()
+    shard.signal()
+    shard.complete(shard.poll(), cancel_activity(5))
+    beat = ws.RecordActivityTaskHeartbeatRequest(task_token=task.task_token)
+    reply = shard.request("HEARTBEAT_ACTIVITY", beat, workflow_id="w")
+    assert ws.RecordActivityTaskHeartbeatResponse.FromString(reply.response).cancel_requested
+    canceled = ws.RespondActivityTaskCanceledRequest(task_token=task.task_token)
+    shard.request("CANCEL_ACTIVITY", canceled, workflow_id="w")
+    assert tail(shard, 3) == ["ActivityTaskStarted", "ActivityTaskCanceled", "WorkflowTaskScheduled"]
+
+
+def test_an_activity_that_nobody_has_is_cancelled_at_once(shard: ShardDriver) -> None:
+    begin(shard)
+    shard.signal()
+    shard.complete(shard.poll(), cancel_activity(5))
+    assert tail(shard, 3) == ["ActivityTaskCancelRequested", "ActivityTaskCanceled", "WorkflowTaskScheduled"]
+
+
+def test_canceled_without_a_request_is_refused(shard: ShardDriver) -> None:
+    begin(shard)
+    task = shard.poll_activity()
+    with pytest.raises(StatusError, match="without activity being request canceled"):
+        shard.request(
+            "CANCEL_ACTIVITY", ws.RespondActivityTaskCanceledRequest(task_token=task.task_token), workflow_id="w"
+        )
+
+
+def test_an_activity_can_be_completed_by_id_before_a_worker_has_it(shard: ShardDriver) -> None:
+    begin(shard)
+    request = ws.RespondActivityTaskCompletedByIdRequest(workflow_id="w", activity_id="a", identity="somebody")
+    shard.request("COMPLETE_ACTIVITY_BY_ID", request, workflow_id="w")
+    assert tail(shard, 3) == ["ActivityTaskStarted", "ActivityTaskCompleted", "WorkflowTaskScheduled"]
+
+
+def test_results_that_arrive_during_a_workflow_task_wait_for_its_end(shard: ShardDriver) -> None:
+    begin(shard)
+    activity = shard.poll_activity()
+    shard.signal()
+    task = shard.poll()
+    shard.complete_activity(activity)
+    shard.signal("second")
+    shard.complete(task)
+    assert_history(
+        shard,
+        """
+        1 WorkflowStarted
+        2 WorkflowTaskScheduled
+        3 WorkflowTaskStarted
+        4 WorkflowTaskCompleted
+        5 ActivityTaskScheduled activity_id=a
+        6 WorkflowSignaled signal_name=go
+        7 WorkflowTaskScheduled
+        8 WorkflowTaskStarted
+        9 WorkflowTaskCompleted
+        10 ActivityTaskStarted
+        11 WorkflowSignaled signal_name=second
+        12 ActivityTaskCompleted
+        13 WorkflowTaskScheduled
+        """,
+    )
+    run = shard.fold.run(NAMESPACE_ID, "default", "w", "")
+    assert run is not None
+    assert not run.buffered
+
+
+def test_an_activity_id_that_is_pending_cannot_be_scheduled_again(shard: ShardDriver) -> None:
+    shard.start()
+    task = shard.poll()
+    with pytest.raises(StatusError, match="ScheduleActivityDuplicateId"):
+        shard.complete(task, schedule_activity("a"), schedule_activity("a"))
+
+
+def test_a_returned_activity_task_is_offered_again(shard: ShardDriver) -> None:
+    begin(shard)
+    offer = shard.take_offer("activity")
+    shard.poll_activity(offer=offer, request_id="gone")
+    shard.append(
+        "RETURN_TASK",
+        {"task_type": "ACTIVITY", "scheduled_event_id": 5, "attempt": 1, "request_id": "gone"},
+        workflow_id="w",
+        run_id=offer.run_id,
+    )
+    assert shard.poll_activity().attempt == 1
+
+
+def test_an_eager_activity_is_in_the_answer_and_has_no_task_record(shard: ShardDriver) -> None:
+    shard.start()
+    answer = shard.complete(shard.poll(), schedule_activity("a", eager=True))
+    assert [task.activity_id for task in answer.activity_tasks] == ["a"]
+    assert not [output for output in shard.steps[-1].outputs if output.topic == "activity-tasks"]
+    shard.complete_activity(answer.activity_tasks[0])
+    shard.complete(shard.poll(), complete_workflow())
