@@ -38,7 +38,7 @@ def records(schema: Any, untagged: bool = False) -> st.SearchStrategy[dict[str, 
         if isinstance(kind, list):
             if len(kind) == 2 and kind[0] == "null":
                 return st.none() | values(kind[1])
-            return st.one_of(st.tuples(st.just(branch.rpartition(".")[2]), values(branch)) for branch in kind)
+            return st.one_of([st.tuples(st.just(branch.rpartition(".")[2]), values(branch)) for branch in kind])
         if isinstance(kind, str):
             entry = names[kind]
             if entry["type"] == "enum":
@@ -113,4 +113,5 @@ def fill(draw: st.DrawFn, message: Any, field: FieldDescriptor, depth: int) -> N
 @st.composite
 def messages(draw: st.DrawFn, descriptor: Descriptor) -> Message:
     """Messages of a type with every kind of field set now and then, nested up to four deep."""
-    return _message(draw, descriptor, 1)
+    message: Message = _message(draw, descriptor, 1)
+    return message

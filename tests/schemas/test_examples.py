@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,24 @@ def test_a_produced_signal_may_start_the_workflow(monkeypatch: pytest.MonkeyPatc
     sent = run(monkeypatch, "produce_signal.py", *arguments)
     made = translate(codec.decode_command(sent["value"]), Place("everfold.commands", 3, 0, 17))
     assert made.kind == "SIGNAL_WITH_START_WORKFLOW"
+
+
+def test_real_producers_put_the_commands_of_a_workflow_on_its_shard() -> None:
+    """Against librdkafka's own mock broker: topics of four partitions that come into being when first used."""
+    broker = confluent_kafka.Producer({"bootstrap.servers": "unused", "test.mock.num.brokers": 1})
+    metadata = broker.list_topics("everfold.commands", timeout=10)
+    bootstrap = str(next(iter(metadata.brokers.values()))).partition("/")[0]
+    shards = len(metadata.topics["everfold.commands"].partitions)
+    for number in range(3):
+        start = ["--workflow-id", f"order-{number}", "--type", "Order", "--task-queue", "orders"]
+        signal = ["--workflow-id", f"order-{number}", "--signal", "paid"]
+        for script, arguments in (("produce_start.py", start), ("produce_signal.py", signal)):
+            done = subprocess.run(
+                [sys.executable, str(EXAMPLES / script), "--bootstrap", bootstrap, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=True,
+            )
+            shard = ids.shard_of("default", f"order-{number}", shards)
+            assert done.stdout.startswith(f"topic everfold.commands partition {shard} offset ")
