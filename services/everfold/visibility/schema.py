@@ -3,7 +3,7 @@
 `close_order_ns` is `close_time_ns` with open runs at the far end, so that the default order (open runs first, then the
 last closed) is one index walked backwards. `partition, epoch, log_offset, log_index` is the origin of the record that
 made the row. `positions` says how far each source partition is folded in: it moves in the transactions that write rows
-(law 5).
+(law 5). `dead_letters` holds what could not be read, in the same transactions.
 """
 
 from __future__ import annotations
@@ -73,6 +73,16 @@ CREATE TABLE positions (
     log_index INTEGER NOT NULL,
     PRIMARY KEY (source, partition)
 ) WITHOUT ROWID;
+
+CREATE TABLE dead_letters (
+    source TEXT NOT NULL,
+    partition INTEGER NOT NULL,
+    source_offset INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    sample BLOB NOT NULL,
+    PRIMARY KEY (source, partition, source_offset)
+);
 """
 
 

@@ -34,6 +34,9 @@ PAGE_SIZE_MAX: Final = 1000
 BUSY_TIMEOUT_S: Final = 5.0
 """How long to wait for another process's write transaction; those take milliseconds."""
 
+SAMPLE_BYTES_MAX: Final = 64 * 1024
+"""How much of a dead letter is kept, as on `commands-rejected`."""
+
 _PARAMETERS_MAX: Final = 500
 """Values in one IN list of ours: under SQLite's oldest limit of 999 parameters."""
 
@@ -52,6 +55,9 @@ class Position(NamedTuple):
 class PositionMoved(Exception):
     """Somebody else has folded this source partition meanwhile: read the position again and go on from there."""
 
+
+DeadLetter = tuple[int, str, bytes]
+"""(offset in the source, why, the record's bytes)."""
 
 Page = tuple[list[workflow.WorkflowExecutionInfo], bytes]
 
@@ -212,7 +218,13 @@ class VisibilityStore:
         return changed
 
     def fold(
-        self, source: str, partition: int, expected: Position | None, reached: Position, records: Sequence[Record]
+        self,
+        source: str,
+        partition: int,
+        expected: Position | None,
+        reached: Position,
+        records: Sequence[Record],
+        dead_letters: Iterable[DeadLetter] = (),
     ) -> int:
         """Writes records and moves the source partition's position, in one transaction.
 
@@ -222,6 +234,7 @@ class VisibilityStore:
             expected: the position from which these records were read; the transaction fails when it is no longer so.
             reached: the position after them.
             records: the records, in the order of the partition.
+            dead_letters: what could not be read.
 
         Returns:
             How many rows changed.
@@ -240,6 +253,11 @@ class VisibilityStore:
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 (source, partition, reached.next_offset, *reached.place),
             )
+            for offset, reason, value in dead_letters:
+                connection.execute(
+                    "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)",
+                    (source, partition, offset, reason, len(value), value[:SAMPLE_BYTES_MAX]),
+                )
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")

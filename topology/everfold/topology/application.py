@@ -1,0 +1,230 @@
+"""The Faust application that runs projections, and how a projection becomes one of its agents."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import faust
+import structlog
+from faust.transport.drivers import TRANSPORTS
+from faust.types import TP
+from faust.types.auth import CredentialsT
+from faust.worker import Worker as FaustWorker
+
+from everfold.runtime import metrics
+from everfold.schemas.topics import full_name
+from everfold.topology.projection import Projection, Watermarks
+from everfold.topology.sight import Lag, Sight
+from everfold.topology.transport import BatchSchema, NoTables
+
+TRANSPORTS.aliases["everfold"] = "everfold.topology.transport:Transport"
+
+GROUP: Final = "topology"
+"""The consumer group is this, after the topics' prefix. Its commits follow the processors' positions by a second."""
+
+SESSION_TIMEOUT_S: Final = 6.0
+"""How long the partitions of a killed worker wait, unless it comes back itself: as for the shards."""
+
+COMMIT_INTERVAL_S: Final = 1.0
+"""How far the group's commit may be behind, for those who read the lag from it."""
+
+POLL_RECORDS: Final = 500
+"""Most records of one fetch: bounds a batch, and so a transaction and the memory it takes."""
+
+FETCH_BYTES: Final = 1024 * 1024
+"""Most bytes per partition and fetch, larger single records excepted: bounds the consumer's memory."""
+
+BUFFERED_BATCHES: Final = 8
+"""Batches waiting for an agent, all partitions together: beyond it the consumer stops fetching."""
+
+log = structlog.get_logger("topology")
+
+
+@dataclass(frozen=True)
+class TopologyOptions:
+    """What the topology must know of its surroundings.
+
+    Attributes:
+        bootstrap: Kafka's brokers, host:port,….
+        data_dir: where the processors keep their state; no two processes share one.
+        visibility_url: the index.
+        prefix: what every topic's name begins with.
+        properties: librdkafka's properties for every client, e.g. security.protocol.
+        instance: the worker's name in its consumer group, kept over restarts; a restarted worker then has its
+            partitions back at once. Empty for none.
+        linger_s: rest between fetches: the longer, the fewer and larger the batches. It is latency, too.
+        metrics_ip: where Prometheus metrics and `/lag` are served.
+        metrics_port: 0 for nowhere.
+    """
+
+    bootstrap: str
+    data_dir: Path
+    visibility_url: str
+    prefix: str = "everfold."
+    properties: Mapping[str, str] = field(default_factory=dict)
+    instance: str = ""
+    linger_s: float = 0.08
+    metrics_ip: str = "127.0.0.1"
+    metrics_port: int = 0
+
+
+class Worker(FaustWorker):
+    """Faust's worker without its spinner, and without the second that it sleeps before it closes its loop."""
+
+    def __init__(self, app: TopologyApp, **options: Any) -> None:
+        super().__init__(app, **options)
+        self.spinner = None
+
+    async def _sentinel_task(self) -> None:
+        await asyncio.sleep(0)
+
+
+class TopologyApp(faust.App):
+    """A Faust application with projections.
+
+    Attributes:
+        batched: full names of the topics that are delivered in batches.
+        linger_s: rest between fetches.
+    """
+
+    def __init__(self, options: TopologyOptions) -> None:
+        self.options = options
+        self.batched: set[str] = set()
+        self.linger_s = options.linger_s
+        self._projections: dict[str, Projection] = {}
+        self._factories: list[Callable[[], Projection]] = []
+        self._sight = Sight(options.metrics_ip, options.metrics_port, self.lag)
+        super().__init__(
+            options.prefix + GROUP,
+            broker=";".join(f"everfold://{server.strip()}" for server in options.bootstrap.split(",")),
+            broker_credentials=credentials(options.properties),
+            autodiscover=False,
+            datadir=str(options.data_dir / "faust"),
+            store="memory://",
+            processing_guarantee="at_least_once",
+            table_standby_replicas=0,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            consumer_group_instance_id=options.instance or None,
+            consumer_auto_offset_reset="earliest",
+            consumer_max_fetch_size=FETCH_BYTES,
+            broker_max_poll_records=POLL_RECORDS,
+            broker_session_timeout=SESSION_TIMEOUT_S,
+            broker_heartbeat_interval=SESSION_TIMEOUT_S / 4,
+            broker_commit_interval=COMMIT_INTERVAL_S,
+            stream_buffer_maxsize=BUFFERED_BATCHES,
+            stream_wait_empty=False,
+            stream_recovery_delay=0.0,
+            producer_acks=-1,
+            web_enabled=False,
+            worker_redirect_stdouts=False,
+            TableManager=NoTables,
+            Worker=Worker,
+        )
+
+    def attach(self, kind: type[Projection], make: Callable[[], Projection]) -> None:
+        """Adds a processor.
+
+        Args:
+            kind: its class.
+            make: makes it when the worker starts: importing the application must open nothing.
+        """
+        topic_name = full_name(self.options.prefix, kind.source)
+        if topic_name in self.batched:
+            raise ValueError(f"{topic_name} has a processor already: give another one an application of its own")
+        self.batched.add(topic_name)
+
+        async def run(stream: Any) -> None:
+            async for batch in stream:
+                try:
+                    await self._projections[topic_name].process(batch)
+                except Exception as error:
+                    # Faust would restart the agent behind the batch, and so skip it. The process must go instead:
+                    # whoever starts it again reads on from the stored position.
+                    log.exception("processor stopped", processor=kind.name)
+                    await self.crash(error)
+                    raise
+
+        topic = self.topic(topic_name, schema=BatchSchema(), allow_empty=True)
+        self.agent(topic, name=f"{__name__}.{kind.name}")(run)
+        self._factories.append(make)
+
+    async def on_first_start(self) -> None:
+        """Makes the processors."""
+        for make in self._factories:
+            projection = make()
+            await projection.start()
+            self._projections[full_name(self.options.prefix, projection.source)] = projection
+        await self._sight.start()
+        await super().on_first_start()
+
+    async def on_shutdown(self) -> None:
+        """Lets the processors' stores go."""
+        await super().on_shutdown()
+        await self._sight.stop()
+        for projection in self._projections.values():
+            await projection.stop()
+        self._projections.clear()
+
+    async def open_partitions(self, assigned: Iterable[TP]) -> dict[TP, int]:
+        """Opens the assigned partitions in their processors: partition -> the offset to read next."""
+        wanted = [tp for tp in assigned if tp.topic in self._projections]
+        first = await self.consumer.earliest_offsets(*wanted) if wanted else {}
+        end = await self.consumer.highwaters(*wanted) if wanted else {}
+        starts: dict[TP, int] = {}
+        for topic, projection in self._projections.items():
+            marks = {tp.partition: Watermarks(first[tp], end[tp]) for tp in wanted if tp.topic == topic}
+            for partition, offset in (await projection.open(marks)).items():
+                starts[TP(topic, partition)] = offset
+        log.info("partitions", held=len(wanted), behind=sum(end[tp] - starts[tp] for tp in wanted))
+        return starts
+
+    def lag(self) -> Lag:
+        """Processor -> partition -> records not yet applied; also sets the gauges."""
+        found: Lag = {}
+        for topic, projection in self._projections.items():
+            ends = {tp.partition: self.consumer.highwater(tp) or 0 for tp in self._held(topic)}
+            found[projection.name] = projection.lag(ends)
+            for partition, records in found[projection.name].items():
+                metrics.PROJECTION_LAG.labels(projection.name, str(partition)).set(records)
+        return found
+
+    def _held(self, topic: str) -> list[TP]:
+        return [TP(*tp) for tp in self.consumer.assignment() if tp.topic == topic]
+
+
+def credentials(properties: Mapping[str, str]) -> CredentialsT | None:
+    """Librdkafka's security properties as Faust's credentials.
+
+    Raises:
+        ValueError: a property that has no counterpart here.
+    """
+    protocol = properties.get("security.protocol", "plaintext").lower()
+    context: ssl.SSLContext | None = None
+    if protocol in ("ssl", "sasl_ssl"):
+        context = ssl.create_default_context(cafile=properties.get("ssl.ca.location") or None)
+        if certificate := properties.get("ssl.certificate.location"):
+            context.load_cert_chain(certificate, properties.get("ssl.key.location"), properties.get("ssl.key.password"))
+    if protocol in ("sasl_plaintext", "sasl_ssl"):
+        mechanism = (properties.get("sasl.mechanism") or properties.get("sasl.mechanisms") or "").upper()
+        if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
+            raise ValueError(
+                f"kafka.properties: the topology knows sasl.mechanism PLAIN and SCRAM-SHA-256/512, not {mechanism!r}"
+            )
+        return faust.SASLCredentials(
+            username=properties.get("sasl.username", ""),
+            password=properties.get("sasl.password", ""),
+            mechanism=mechanism,
+            ssl_context=context,
+        )
+    if protocol == "ssl":
+        assert context is not None
+        return faust.SSLCredentials(context)
+    if protocol != "plaintext":
+        raise ValueError(f"kafka.properties: unknown security.protocol {protocol!r}")
+    return None

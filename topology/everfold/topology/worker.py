@@ -1,0 +1,53 @@
+"""One worker of the topology as a process: what `everfold topology worker` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from typing import Final
+
+import structlog
+import uvloop
+
+from everfold.runtime.lifecycle import PARENT_ENV
+from everfold.topology.application import TopologyApp, Worker
+
+_PR_SET_PDEATHSIG: Final = 1
+
+log = structlog.get_logger("topology")
+
+
+def run(app: TopologyApp) -> int:
+    """Runs the application until SIGTERM or SIGINT, or until a processor cannot go on. Returns the exit status."""
+    die_with_parent()
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(_not_a_first_start)
+    # Faust is not to touch the logs: the process has configured them.
+    worker = Worker(app, redirect_stdouts=False, override_logging=False, quiet=True)
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except Exception as error:
+        log.error("the topology stopped", error=type(error).__name__, reason=str(error))
+        return 1
+
+
+def _not_a_first_start(record: logging.LogRecord) -> bool:
+    """Drops what aiokafka calls an error while a new broker makes its offsets topic: it tries again, and that works."""
+    return "GroupCoordinatorNotAvailableError" not in record.getMessage()
+
+
+def die_with_parent() -> None:
+    """Ends this process with its parent, if the parent asked for it."""
+    expected = os.environ.get(PARENT_ENV)
+    if not expected:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(expected):  # it died before the call above
+        sys.exit(0)
