@@ -9,12 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from everfold.history.machine import reads
-from everfold.history.machine.shard_fold import LogRecord, ShardFold
-from everfold.history.machine.state import decode_run, encode_run
-from everfold.history.machine.step import Guards, Reply, Step, TaskOffer
-from everfold.kernel.time import DAY_NS, MILLISECOND_NS, SECOND_NS
-from everfold.schemas import codec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -22,6 +16,13 @@ from temporalio.api.command.v1 import message_pb2 as command_pb2
 from temporalio.api.enums.v1 import event_type_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history.machine import reads
+from everfold.history.machine.shard_fold import LogRecord, ShardFold
+from everfold.history.machine.state import decode_run, encode_run
+from everfold.history.machine.step import Guards, Reply, Step, TaskOffer
+from everfold.kernel.time import DAY_NS, MILLISECOND_NS, SECOND_NS
+from everfold.schemas import codec
 
 NAMESPACE_ID = "5d9c1a06-0000-4000-8000-000000000001"
 NAMESPACE = "default"
@@ -52,7 +53,9 @@ class DictRows:
 class ShardDriver:
     """One shard (of one), its log, and helpers to drive a workflow through it."""
 
-    def __init__(self, *, guards: Guards | None = None, replay: bool = True, settings: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, *, guards: Guards | None = None, replay: bool = True, settings: dict[str, int] | None = None
+    ) -> None:
         self.store = DictRows()
         self.guards = guards
         self.fold = ShardFold(0, self.store, 1 << 20, guards=guards)
@@ -89,7 +92,13 @@ class ShardDriver:
         self.append("NAMESPACE_CHANGED", {"version": version, "namespace": codec.encode("Namespace", record)})
 
     def append(
-        self, kind: str, body: dict[str, Any], *, workflow_id: str = "", run_id: str = "", origin: dict[str, Any] | None = None
+        self,
+        kind: str,
+        body: dict[str, Any],
+        *,
+        workflow_id: str = "",
+        run_id: str = "",
+        origin: dict[str, Any] | None = None,
     ) -> Step:
         """Appends a record to the log and folds it."""
         value = codec.encode_shard_record(
@@ -222,7 +231,9 @@ class ShardDriver:
             raise step.reply.error
         return ws.PollWorkflowTaskQueueResponse.FromString(reads.assemble(self.fold, step.reply, ""))
 
-    def poll_activity(self, *, offer: TaskOffer | None = None, request_id: str = "") -> ws.PollActivityTaskQueueResponse:
+    def poll_activity(
+        self, *, offer: TaskOffer | None = None, request_id: str = ""
+    ) -> ws.PollActivityTaskQueueResponse:
         """Takes the offered activity task as a worker would."""
         offer = offer or self.take_offer("activity")
         poll = ws.PollActivityTaskQueueRequest(identity="worker")

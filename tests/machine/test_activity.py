@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from everfold.kernel.errors import Code, StatusError
 from shard_driver import NAMESPACE_ID, ShardDriver, cancel_activity, complete_workflow, schedule_activity
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from test_workflow_task import assert_history
+
+from everfold.kernel.errors import Code, StatusError
 
 
 def begin(shard: ShardDriver, **options: float) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from everfold.history.machine.step import Guards
-from everfold.kernel.errors import Code, StatusError
 from shard_driver import (
     NAMESPACE_ID,
     ShardDriver,
@@ -16,6 +14,9 @@ from shard_driver import (
 )
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from test_workflow_task import assert_history
+
+from everfold.history.machine.step import Guards
+from everfold.kernel.errors import Code, StatusError
 
 DUPLICATE, FAILED_ONLY, REJECT, TERMINATE_IF_RUNNING = 1, 2, 3, 4
 FAIL, USE_EXISTING, TERMINATE_EXISTING = 1, 2, 3

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
-from everfold.kernel.errors import Code, StatusError
 from shard_driver import (
     ShardDriver,
     cancel_timer,
@@ -13,6 +14,8 @@ from shard_driver import (
     start_timer,
     sticky,
 )
+
+from everfold.kernel.errors import Code, StatusError
 
 
 def lines(text: str) -> list[str]:
@@ -158,7 +161,7 @@ def test_the_timeout_of_a_task_that_keeps_failing_grows(shard: ShardDriver) -> N
         while not any(offer.type == "workflow" for offer in shard.offers):
             shard.sleep(1)
         task = shard.poll()
-    waits = [round((b - a) / 1e9) for a, b in zip(started_at, started_at[1:], strict=False)]
+    waits = [round((b - a) / 1e9) for a, b in pairwise(started_at)]
     assert waits == sorted(waits)
     assert waits[0] == 10
     assert waits[-1] > 10

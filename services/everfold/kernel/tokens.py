@@ -1,7 +1,7 @@
 """Task tokens: the opaque bytes that tie a worker's answer to the attempt of the task that it was given.
 
-Users store activity tokens outside (asynchronous completion) and hand them in days later, so a token names no host and no
-partition count, and its first byte is the version of its layout: a layout once released is decoded for ever.
+Users store activity tokens outside (asynchronous completion) and hand them in days later, so a token names no host
+and no partition count, and its first byte is the version of its layout: a layout once released is decoded for ever.
 
     byte 0      version (1)
     byte 1      kind: 1 workflow task, 2 activity task, 3 query
@@ -9,8 +9,8 @@ partition count, and its first byte is the version of its layout: a layout once 
                   int  8 bytes, signed, big endian
                   str  2 bytes of length, then UTF-8
 
-A token has no integrity check beyond its shape: as in Temporal, what it claims is compared with the run's mutable state, and
-the namespace in it with the namespace of the request.
+A token has no integrity check beyond its shape: as in Temporal, what it claims is compared with the run's mutable
+    state, and the namespace in it with the namespace of the request.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What each history event does to a run. The only code that changes state because of an event; nothing here can refuse.
 
 An applier meets an event that was decided legal when it was recorded. One that does not fit the state is a broken
-invariant (a corrupt log, or a defect of a decider), never bad input. Buffered events are applied when they are buffered,
-as in Temporal: only their ids come later (see `turn.Turn.flush_buffered`).
+invariant (a corrupt log, or a defect of a decider), never bad input. Buffered events are applied when they are
+buffered, as in Temporal: only their ids come later (see `turn.Turn.flush_buffered`).
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def _properties_modified(run: Run, event: Event) -> None:
 
 
 def _merge(target: dict[str, bytes], changes: dict[str, bytes], payloads: object) -> None:
-    """Sets the given names; a payload that means null or an empty list removes its name, as in Temporal (payload.MergeMapOfPayload)."""
+    """Sets the given names; a payload that means null or an empty list removes its name, as in Temporal
+    (payload.MergeMapOfPayload).
+    """
     for name, value in changes.items():
         payload = payloads[name]  # type: ignore[index]
         encoding = payload.metadata.get("encoding", b"")

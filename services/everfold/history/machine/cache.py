@@ -8,7 +8,8 @@ from typing import Final
 from everfold.history.machine.state import Run
 
 OBJECT_FACTOR: Final = 8
-"""Bytes of Python objects per byte of row, measured over runs of 0 to 50 activities (a small run: 6 KB for a 0.6 KB row)."""
+"""Bytes of Python objects per byte of row, measured over runs of 0 to 50 activities (a small run: 6 KB for a 0.6 KB
+row)."""
 
 RUN_BYTES_MIN: Final = 4096
 """What the smallest run weighs."""

@@ -1,7 +1,7 @@
 """One record being folded: its place, its time, and where what it makes goes.
 
-The context is the only way from a decider to rows, ids and outputs. Everything in it comes from the record, its place in
-the log, or the rows (law 2).
+The context is the only way from a decider to rows, ids and outputs. Everything in it comes from the record, its place
+in the log, or the rows (law 2).
 """
 
 from __future__ import annotations

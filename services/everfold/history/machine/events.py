@@ -1,8 +1,8 @@
 """Facts about history events: which are buffered, which close a run, how they look as bytes.
 
-Events are Temporal's own protobuf messages (`temporal.api.history.v1.HistoryEvent`), serialized deterministically; there
-is no second model of them. A stored batch is a serialized `History`, so batches concatenate into a longer `History`.
-Temporal: service/history/historybuilder/event_store.go.
+Events are Temporal's own protobuf messages (`temporal.api.history.v1.HistoryEvent`), serialized deterministically;
+there is no second model of them. A stored batch is a serialized `History`, so batches concatenate into a longer
+`History`. Temporal: service/history/historybuilder/event_store.go.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from everfold.kernel.ids import record_key
 from everfold.schemas.topics import HISTORY, VISIBILITY, Topic
 
 PART_BYTES_MAX: Final = 1024 * 1024
-"""A step's history is split into parts of this size: far below the 8 MiB record limit, so a part with its envelope always fits, and big enough that a usual batch is one part. A single event may be larger (a blob is at most 2 MiB)."""
+"""A step's history is split into parts of this size: far below the 8 MiB record limit, so a part with its envelope
+always fits, and big enough that a usual batch is one part. A single event may be larger (a blob is at most 2 MiB)."""
 
 
 def emit_history(

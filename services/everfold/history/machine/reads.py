@@ -1,4 +1,5 @@
-"""Reading a shard: histories, descriptions, and the rows behind a reply. Changes nothing; the shell passes the barrier first.
+"""Reading a shard: histories, descriptions, and the rows behind a reply. Changes nothing; the shell passes the
+barrier first.
 
 Temporal: service/history/api/getworkflowexecutionhistory, getworkflowexecutionhistoryreverse, describeworkflow.
 """
@@ -104,6 +105,7 @@ def assemble(fold: ShardFold, reply: Reply, response_field: str = "workflow_task
     """A reply with its history: the rows' bytes appended to the response, and a page token where there is more.
 
     Args:
+        fold: the shard.
         reply: of a started workflow task, or of a completion that returned the next one.
         response_field: "" when the response is the workflow task itself, else the field that holds it.
     """
@@ -165,6 +167,10 @@ def get_history(
     """GetWorkflowExecutionHistory.
 
     Args:
+        fold: the shard.
+        namespace_id: of the namespace.
+        namespace: its name.
+        message: the request.
         final: answer with what there is; otherwise a long poll with nothing new gives no response, and is to be asked
             again when the run has changed.
 

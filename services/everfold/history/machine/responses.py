@@ -33,7 +33,7 @@ _REASON_COUNT: Final = workflow_pb2.SUGGEST_CONTINUE_AS_NEW_REASON_TOO_MANY_HIST
 
 
 def workflow_task(run: Run, task: WorkflowTask) -> Reply:
-    """PollWorkflowTaskQueueResponse of a started task: full history, or for a sticky run what the worker has not seen."""
+    """PollWorkflowTaskQueueResponse: the full history, or for a sticky run what its worker has not seen."""
     assert run.workflow_task is not None
     task = run.workflow_task
     response = workflow_task_message(run, task)

@@ -4,9 +4,9 @@ One `fold` call takes one record and either commits a whole step or leaves nothi
 happens then (law 9):
 
     a decider says no            the reply is the error; nothing else changes
-    the pure step raises         InvariantViolation: the run is quarantined, what arrives for it is parked, the shard goes on
-    a store or memory error      raised to the shell, which gives the shard up
-    a gap, an unknown record     `ShardLost`: given up too, another host may do better
+    the pure step raises         InvariantViolation: the run is quarantined, what arrives for it is parked, the shard
+        goes on a store or memory error      raised to the shell, which gives the shard up a gap, an unknown record
+        `ShardLost`: given up too, another host may do better
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Mutable state: what a shard knows of a run, and its form as a row.
 
 A `Run` is what Temporal calls mutable state: everything needed to decide the next command without reading the history.
-Payloads, failures and policies stay protobuf bytes; the fold never looks inside a payload. Rows are msgpack arrays whose
-first element is the version of their layout, fields in the order of `FIELDS`; a layout, once released, is read for ever,
-and new fields are added at the end with a default.
+Payloads, failures and policies stay protobuf bytes; the fold never looks inside a payload. Rows are msgpack arrays
+whose first element is the version of their layout, fields in the order of `FIELDS`; a layout, once released, is read
+for ever, and new fields are added at the end with a default.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Status(IntEnum):
 class TaskKind(IntEnum):
     """How a workflow task relates to the history.
 
-    NORMAL: its scheduled and started events are written. TRANSIENT: a retry of a failed task; they are written only when
-    it completes. SPECULATIVE: made for an update alone; it may leave no trace.
+    NORMAL: its scheduled and started events are written. TRANSIENT: a retry of a failed task; they are written only
+        when it completes. SPECULATIVE: made for an update alone; it may leave no trace.
     """
 
     NORMAL = 0
@@ -110,13 +110,11 @@ class Activity:
     """A pending activity, from ActivityTaskScheduled until its closing event.
 
     Attributes:
-        event_row, event_start, event_end: where its scheduled event lies: history row (first event id) and byte range in it.
-        attempt: from 1. stamp: counts offers, over all attempts.
-        started_at_ns: 0 while it waits for a worker or for its retry.
-        next_attempt_at_ns: when the retry is due; 0 when it is not waiting for one.
-        expires_at_ns: schedule-to-close; 0 for never.
-        coefficient: backoff coefficient as (numerator, denominator).
-        last_failure, heartbeat_details: serialized Failure and Payloads; empty for none.
+        event_row, event_start, event_end: where its scheduled event lies: history row (first event id) and byte range
+            in it. attempt: from 1. stamp: counts offers, over all attempts. started_at_ns: 0 while it waits for a
+            worker or for its retry. next_attempt_at_ns: when the retry is due; 0 when it is not waiting for one.
+            expires_at_ns: schedule-to-close; 0 for never. coefficient: backoff coefficient as (numerator,
+            denominator). last_failure, heartbeat_details: serialized Failure and Payloads; empty for none.
     """
 
     __slots__ = FIELDS = (
@@ -230,18 +228,17 @@ class Run:
         next_event_id: id of the next history event.
         workflow_task_attempt: attempt of the next workflow task; above 1 it will be transient.
         last_completed_started_id: WorkflowTaskStarted id of the last completed task, 0 for none.
-        last_completion: [scheduled id, started id, attempt, inline started id, eager activities' scheduled ids] of the last
+        last_completion: [scheduled id, started id, attempt, inline started id, eager activities' scheduled ids] of
+            the last
             completed workflow task, for a completion whose answer was lost.
         sticky_queue: the worker's own queue, "" for none; sticky_timeout_ns its schedule-to-start timeout.
         request_ids: request id -> id of the signal's event (0 while buffered), oldest first, bounded.
-        close_attempted: the workflow tried to close and met buffered events; signals are refused until its next task ends.
-        activities: scheduled event id -> Activity.
-        timers: timer id -> UserTimer.
-        buffered: serialized events that wait for the started workflow task to end; they have no ids yet.
-        memo, search_attributes: name -> serialized Payload.
-        deadline_ns: due time of the run's timer row; 0 for none.
-        sticky_row: True while the row exists that marks a scheduled task without a task record.
-        quarantined: why the run is parked; "" when it is not.
+        close_attempted: the workflow tried to close and met buffered events; signals are refused until its next task
+            ends. activities: scheduled event id -> Activity. timers: timer id -> UserTimer. buffered: serialized
+            events that wait for the started workflow task to end; they have no ids yet. memo, search_attributes: name
+            -> serialized Payload. deadline_ns: due time of the run's timer row; 0 for none. sticky_row: True while
+            the row exists that marks a scheduled task without a task record. quarantined: why the run is parked; ""
+            when it is not.
     """
 
     FIELDS: Final = (

@@ -85,7 +85,9 @@ class Reply(NamedTuple):
 
 
 class HistoryRange(NamedTuple):
-    """Events [first, end) of a run, and serialized events that are not in it: a transient task's scheduled and started."""
+    """Events [first, end) of a run, and serialized events that are not in it: a transient task's scheduled and
+    started.
+    """
 
     run: RunKey
     first_event_id: int

@@ -1,7 +1,8 @@
 """One run's part in a step: record events, apply them, and at the end derive rows, tasks, timers and outputs from them.
 
-Deciders call `record`; everything that follows from the events and the new state (task records and their tombstones, the
-timer row, the visibility record, the history batch) is derived here, in one place, so that no decider can forget it.
+Deciders call `record`; everything that follows from the events and the new state (task records and their tombstones,
+the timer row, the visibility record, the history batch) is derived here, in one place, so that no decider can forget
+it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Turn:
         return event
 
     def flush_buffered(self) -> None:
-        """Gives the buffered events their ids, activity and child results last, and wires the references between them."""
+        """Gives the buffered events their ids, results last, and wires the references between them."""
         run = self.run
         if not run.buffered:
             return

@@ -21,7 +21,7 @@ DEFAULT_MAXIMUM_FACTOR: Final = 100
 _TIMEOUT_PREFIX: Final = "TemporalTimeout:"
 _TIMEOUT_NAMES: Final = frozenset(
     "".join(word.capitalize() if word != "TO" else "To" for word in name.removeprefix("TIMEOUT_TYPE_").split("_"))
-    for name in workflow_pb2.TimeoutType.keys()
+    for name in workflow_pb2.TimeoutType.keys()  # noqa: SIM118  # an enum wrapper is no dict
     if not name.endswith("UNSPECIFIED")
 )
 
@@ -40,8 +40,11 @@ def normalize_activity(
     """Fills the scheduled event from the command.
 
     Args:
+        command: what the worker asked for.
+        event: the event to fill.
         run_timeout_ns: the run's timeout; 0 for none.
         workflow_task_queue: the queue of an activity that names none.
+        id_length_max: bound of ids and names, in bytes.
 
     Raises:
         InvalidActivity: the options are not acceptable.

@@ -1,4 +1,4 @@
-"""The events that close a run from outside: terminated and timed out. (The worker's own closing commands are in `commands`.)
+"""The events that close a run from outside: terminated and timed out. The worker's own closing are in `commands`.
 
 Temporal: service/history/workflow/util.go, TerminateWorkflow and TimeoutWorkflow.
 """

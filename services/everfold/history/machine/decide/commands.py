@@ -1,8 +1,9 @@
 """Workflow commands: what a worker may ask for when it completes a workflow task, and the events they become.
 
-One function per command, in a table. A command that cannot be done raises `CommandFailed`: the whole completion is dropped
-and the task fails with that cause. Commands whose meaning is not built fail with FEATURE_DISABLED, by name.
-Temporal: service/history/api/respondworkflowtaskcompleted/workflow_task_completed_handler.go, api/command_attr_validator.go.
+One function per command, in a table. A command that cannot be done raises `CommandFailed`: the whole completion is
+dropped and the task fails with that cause. Commands whose meaning is not built fail with FEATURE_DISABLED, by name.
+Temporal: service/history/api/respondworkflowtaskcompleted/workflow_task_completed_handler.go,
+    api/command_attr_validator.go.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _PREFIX: Final = "WORKFLOW_TASK_FAILED_CAUSE_"
 
 
 class CommandFailed(Exception):
-    """The workflow task fails with `cause`; `reason` explains. `terminates` when the run cannot go on (a blob too large)."""
+    """The workflow task fails with `cause`; `reason` explains. `terminates` when the run cannot go on (a blob too
+    large).
+    """
 
     def __init__(self, cause: str, reason: str = "", *, terminates: bool = False) -> None:
         super().__init__(f"{cause}: {reason}")

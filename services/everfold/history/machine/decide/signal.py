@@ -56,7 +56,7 @@ def _signaled(run: Run, request_id: str) -> Reply:
         link.workflow_id = run.workflow_id
         link.run_id = run.run_id
         link.request_id_ref.request_id = request_id
-        link.request_id_ref.event_type = events.SIGNALED  # type: ignore[assignment]
+        link.request_id_ref.event_type = events.SIGNALED
     return Reply(serialize(response))
 
 

@@ -31,8 +31,10 @@ _TERMINATE_REASON: Final = "TerminateIfRunning WorkflowIdReusePolicy Policy"
 _TERMINATE_IDENTITY: Final = "history-service"
 
 _REUSE_TEXTS: Final = {
-    "finished": "Workflow execution already finished. WorkflowId: {0}, RunId: {1}. Workflow Id reuse policy: reject duplicate workflow Id.",
-    "succeeded": "Workflow execution already finished successfully. WorkflowId: {0}, RunId: {1}. Workflow Id reuse policy: allow duplicate workflow Id if last run failed.",
+    "finished": "Workflow execution already finished. WorkflowId: {0}, RunId: {1}. "
+    "Workflow Id reuse policy: reject duplicate workflow Id.",
+    "succeeded": "Workflow execution already finished successfully. WorkflowId: {0}, RunId: {1}. "
+    "Workflow Id reuse policy: allow duplicate workflow Id if last run failed.",
     "running": "Workflow execution is already running. WorkflowId: {0}, RunId: {1}.",
 }
 
@@ -96,13 +98,13 @@ def _conflict(request: ws.StartWorkflowExecutionRequest) -> int:
 
 
 def _started(run: Run, started: bool) -> Reply:
-    response = ws.StartWorkflowExecutionResponse(run_id=run.run_id, started=started, status=int(run.status))
+    response = ws.StartWorkflowExecutionResponse(run_id=run.run_id, started=started, status=int(run.status))  # type: ignore[arg-type]
     link = response.link.workflow_event
     link.namespace = run.namespace
     link.workflow_id = run.workflow_id
     link.run_id = run.run_id
     link.event_ref.event_id = 1
-    link.event_ref.event_type = events.STARTED  # type: ignore[assignment]
+    link.event_ref.event_type = events.STARTED
     return Reply(serialize(response))
 
 
@@ -119,7 +121,8 @@ def _make_room(
             raise _conflicting(current, "running")
         if too_soon:
             raise busy(
-                f"Too many restarts for workflow {current.workflow_id}. Time since last start: {pressed // 1_000_000} ms"
+                f"Too many restarts for workflow {current.workflow_id}. "
+                f"Time since last start: {pressed // 1_000_000} ms"
             )
         turn = Turn(ctx, current)
         terminate(turn, _TERMINATE_REASON, None, _TERMINATE_IDENTITY)

@@ -1,7 +1,7 @@
 """How a workflow task ends badly: failed by the worker or the engine, or timed out.
 
-Temporal: workflow_task_state_machine.go, AddWorkflowTaskFailedEvent and AddWorkflowTaskTimedOutEvent. A transient task's
-end writes no event; the attempt is only counted.
+Temporal: workflow_task_state_machine.go, AddWorkflowTaskFailedEvent and AddWorkflowTaskTimedOutEvent. A transient
+    task's end writes no event; the attempt is only counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def fail_workflow_task(
     """The started workflow task failed: writes WorkflowTaskFailed unless it is transient, and counts the attempt."""
     run = turn.run
     task = run.workflow_task
-    assert task is not None and task.started_event_id
+    assert task is not None
+    assert task.started_event_id
     if task.kind == TaskKind.NORMAL:
         event = turn.new(events.TASK_FAILED)
         a = event.workflow_task_failed_event_attributes
@@ -46,7 +47,8 @@ def time_out_workflow_task(turn: Turn) -> None:
     """The started task's start-to-close timeout passed."""
     run = turn.run
     task = run.workflow_task
-    assert task is not None and task.started_event_id
+    assert task is not None
+    assert task.started_event_id
     if task.kind == TaskKind.NORMAL:
         _record_timed_out(
             turn, task.scheduled_event_id, task.started_event_id, workflow_pb2.TIMEOUT_TYPE_START_TO_CLOSE
@@ -59,7 +61,8 @@ def time_out_sticky_task(turn: Turn) -> None:
     """The sticky worker did not take the task in time: back to the normal queue, attempt not counted."""
     run = turn.run
     task = run.workflow_task
-    assert task is not None and not task.started_event_id
+    assert task is not None
+    assert not task.started_event_id
     turn.void_workflow_task(task)
     if task.kind == TaskKind.NORMAL:
         _record_timed_out(turn, task.scheduled_event_id, 0, workflow_pb2.TIMEOUT_TYPE_SCHEDULE_TO_START)

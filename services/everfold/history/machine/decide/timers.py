@@ -40,6 +40,8 @@ def decide_fire_timer(ctx: StepContext, run: Run | None, row: bytes) -> Reply:
     """Does what is due in the run at shard time. A row that came early, or is stale, changes nothing that matters.
 
     Args:
+        ctx: the step.
+        run: the run, None when it is gone.
         row: the timer row that fired, which is deleted where it is not the run's present one.
     """
     due_at_ns, _, _ = keys.timer_parts(row)

@@ -51,7 +51,7 @@ def decide_start_task(
     request_id: str,
     poll_bytes: bytes,
 ) -> Reply:
-    """Matching has found a worker for the task. Exactly one request starts it; the same request gets the same answer."""
+    """Matching has found a worker. Exactly one request starts the task; the same request gets the same answer."""
     if run is None:
         raise workflow_task_not_found()
     if not run.running:
@@ -82,24 +82,21 @@ def begin_task(turn: Turn, request_id: str, identity: str) -> None:
     """Starts the scheduled task: writes WorkflowTaskStarted, or for a transient task only remembers it."""
     ctx, run = turn.ctx, turn.run
     task = run.workflow_task
-    assert task is not None and not task.started_event_id
+    assert task is not None
+    assert not task.started_event_id
     turn.void_workflow_task(task)
     if task.kind == TaskKind.TRANSIENT and task.scheduled_event_id != run.next_event_id:
-        _write_overtaken(turn, task)
-        task = run.workflow_task
-        assert task is not None
+        task = _write_overtaken(turn, task)
     suggest = suggested_reasons(ctx, run)
     if task.kind == TaskKind.NORMAL:
         size = run.history_size_bytes
-        stamp, queue, sticky = task.stamp, task.queue, task.sticky
         record_started(turn, task.scheduled_event_id, request_id, identity, size, suggest, ctx.now_ns)
         task.suggest_continue_as_new = suggest
-        task.stamp, task.queue, task.sticky = stamp, queue, sticky
     else:
         start_task(task, task.scheduled_event_id + 1, ctx.now_ns, request_id, identity, run.history_size_bytes, suggest)
 
 
-def _write_overtaken(turn: Turn, task: WorkflowTask) -> None:
+def _write_overtaken(turn: Turn, task: WorkflowTask) -> WorkflowTask:
     """Events came since the retry was scheduled: it becomes a normal task, attempt 1, scheduled now."""
     stamp, queue, sticky, original = task.stamp, task.queue, task.sticky, task.original_scheduled_at_ns
     turn.run.workflow_task = None
@@ -108,6 +105,7 @@ def _write_overtaken(turn: Turn, task: WorkflowTask) -> None:
     fresh = turn.run.workflow_task
     assert fresh is not None
     fresh.stamp, fresh.queue, fresh.sticky, fresh.original_scheduled_at_ns = stamp, queue, sticky, original
+    return fresh
 
 
 def record_started(
@@ -273,7 +271,7 @@ def _matching_task(run: Run, token: WorkflowTaskToken) -> WorkflowTask | None:
 
 
 def _repeated_completion(ctx: StepContext, run: Run, token: WorkflowTaskToken) -> Reply | None:
-    """The answer to a completion that was folded already, whose answer may have been lost; None if it is another one."""
+    """The answer to a completion that was folded already and whose answer may be lost; None if it is another one."""
     if not run.last_completion:
         return None
     scheduled, started, attempt, inline_started, eager = run.last_completion
@@ -290,7 +288,7 @@ def _heartbeats_too_long(ctx: StepContext, task: WorkflowTask) -> bool:
     return task.original_scheduled_at_ns > 0 and ctx.now_ns > task.original_scheduled_at_ns + longest
 
 
-# ---- failure, stickiness, return --------------------------------------------------------------------------------------
+# ---- failure, stickiness, return -------------------------------------------------------------------------------------
 
 
 def decide_fail_task(ctx: StepContext, run: Run | None, message: bytes) -> Reply:
@@ -330,7 +328,9 @@ def decide_reset_sticky(ctx: StepContext, run: Run | None) -> Reply:
 
 
 def decide_sticky_worker_gone(ctx: StepContext, run: Run | None, scheduled_event_id: int, stamp: int) -> Reply:
-    """No poller on the sticky queue: offer the task on the normal queue, stickiness kept until somebody else starts it."""
+    """No poller on the sticky queue: offer the task on the normal queue, stickiness kept until somebody else starts
+    it.
+    """
     task = None if run is None or not run.running else run.workflow_task
     if (
         run is None
