@@ -133,10 +133,11 @@ class DevServer:
             key: _SEARCH_ATTRIBUTE_TYPES[kind] for key, kind in wanted.items() if key not in namespace.search_attributes
         }
         for key, kind in wanted.items():
-            if namespace.search_attributes.get(key, kind) != kind:
+            known = namespace.search_attributes.get(key, kind)
+            if known != kind:
                 raise Fatal(
-                    f"The search attribute {key} of {name} is a {namespace.search_attributes[key]}, not a {kind}: a type "
-                    "cannot be changed. Drop --search-attribute, or take another name."
+                    f"The search attribute {key} of {name} is a {known}, not a {kind}: a type cannot be changed. "
+                    "Drop --search-attribute, or take another name."
                 )
         if new:
             change = op.AddSearchAttributesRequest(namespace=name, search_attributes=new)

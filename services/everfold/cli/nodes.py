@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient
 
 from everfold.frontend.cluster import ClusterFacts
 from everfold.frontend.limits import FrontendLimits
@@ -42,6 +42,8 @@ from everfold.runtime.namespaces import NamespaceRegistry
 from everfold.runtime.router import Router
 from everfold.runtime.rpc import RpcPool, RpcServer
 from everfold.runtime.topics_admin import REPLICATION_MIN, ClusterShape, apply_topics, require_topics
+from everfold.schemas import codec
+from everfold.schemas import registry as schema_registry
 from everfold.schemas.topics import SHARD_LOG, WORKFLOW_TASKS
 from everfold.visibility.store import open_visibility
 
@@ -319,6 +321,9 @@ class _Stopping:
         await self._pool.stop()
 
 
+_NAMESPACE_HEAD: Final = codec.head(schema_registry.current("Namespace").id)
+
+
 class _FoldNamespaces:
     """The registry, as the shards ask it."""
 
@@ -327,7 +332,11 @@ class _FoldNamespaces:
         self._refreshes: set[asyncio.Task[None]] = set()
 
     def get(self, namespace_id: str) -> tuple[int, bytes] | None:
-        return self._registry.version_and_bytes(namespace_id)
+        known = self._registry.version_and_bytes(namespace_id)
+        if known is None:
+            return None
+        version, encoded = known
+        return version, _NAMESPACE_HEAD + encoded
 
     def name_of(self, namespace_id: str) -> str | None:
         return self._registry.name_of(namespace_id)
@@ -335,18 +344,20 @@ class _FoldNamespaces:
     def id_of(self, name: str) -> str | None:
         return self._registry.id_of(name)
 
-    def refresh(self, done: Callable[[], None]) -> None:
+    def refresh(self, done: Callable[[bool], None]) -> None:
         task = asyncio.get_running_loop().create_task(self._refresh(done))
         self._refreshes.add(task)
         task.add_done_callback(self._refreshes.discard)
 
-    async def _refresh(self, done: Callable[[], None]) -> None:
+    async def _refresh(self, done: Callable[[bool], None]) -> None:
+        read = False
         try:
             await self._registry.refresh()
+            read = True
         except StatusError as error:
             log.warning("the namespaces could not be read to their end", reason=error.message)
         finally:
-            done()
+            done(read)
 
 
 _RPC_CHILDREN: Final[dict[tuple[str, int], Any]] = {}

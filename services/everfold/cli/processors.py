@@ -16,7 +16,7 @@ from everfold.cli import topics
 from everfold.cli.serve import open_data_dir
 from everfold.runtime import config
 from everfold.runtime.config import OPTIONS, Settings
-from everfold.runtime.lifecycle import Fatal
+from everfold.runtime.lifecycle import PARENT_ENV, Fatal
 
 STOP_S: Final = 3.0
 """How long the child may finish its batch; then SIGKILL: its state and position move together, so nothing is lost."""
@@ -32,7 +32,6 @@ log = structlog.get_logger("topology")
 def run(settings: Settings) -> None:
     """Run the processors until SIGINT or SIGTERM. Raises Fatal when one cannot go on."""
     from everfold.topology.app import create_app, options_of
-    from everfold.topology.worker import PARENT_ENV
     from everfold.topology.worker import run as run_worker
 
     topics.kafka_settings(settings)
@@ -41,16 +40,12 @@ def run(settings: Settings) -> None:
     if data is not None:
         data.acquire()
     try:
-        status = run_worker(create_app(options_of(settings)), _level(settings))
+        status = run_worker(create_app(options_of(settings)))
     finally:
         if data is not None:
             data.release()
     if status:
         raise Fatal("the stream processors stopped; the log says why")
-
-
-def _level(settings: Settings) -> str:
-    return {"warn": "warning", "never": "critical"}.get(settings.log.level, settings.log.level)
 
 
 class ProcessorChild:
@@ -102,12 +97,13 @@ class ProcessorChild:
                 self._process.terminate()
 
     async def _spawn(self) -> None:
-        from everfold.topology.worker import PARENT_ENV
-
-        environment = {**os.environ, **environment_of(self._settings), PARENT_ENV: str(os.getpid())}
+        ours = {option.env for option in OPTIONS.values()}
+        inherited = {name: value for name, value in os.environ.items() if name not in ours}
+        environment = {**inherited, **environment_of(self._settings), PARENT_ENV: str(os.getpid())}
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "everfold.cli", "topology", "worker"),
             stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,  # its logs are on standard error; Faust draws on the other
             env=environment,
             start_new_session=True,  # Ctrl-C in a terminal is for the server, which then ends the child in order
         )
@@ -131,10 +127,12 @@ def _named(status: int) -> str:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables: how a child gets exactly its parent's."""
+    """The settings as environment variables: how a child gets exactly its parent's. Defaults are left out."""
     found: dict[str, str] = {config.CONFIG_ENV: ""}
     for option in OPTIONS.values():
         value = getattr(getattr(settings, option.section), option.name)
+        if value == option.default or option.section == "broker":
+            continue
         if isinstance(value, (dict, tuple)):
             text = json.dumps(value)
         else:

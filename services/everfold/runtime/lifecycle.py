@@ -22,6 +22,9 @@ STOP_BUDGET_S: Final = 4.5
 """All stops of a process together: `start-dev` promises an end within 5 s of SIGTERM, and the interpreter's own exit
 (threads, module teardown) takes up to half a second of it."""
 
+PARENT_ENV: Final = "EVERFOLD_PARENT_PID"
+"""Set for a child process: it ends when the process of that id does, however that ends."""
+
 log = structlog.get_logger("lifecycle")
 
 
