@@ -20,7 +20,7 @@ from everfold.frontend.cluster import CLUSTER_NAME
 from everfold.frontend.core import Core, invalid, namespace_not_found, parse
 from everfold.frontend.limits import FrontendLimits
 from everfold.kernel.errors import Code, StatusError
-from everfold.kernel.time import DAY_NS
+from everfold.kernel.time import HOUR_NS, SECOND_NS
 from everfold.runtime.namespaces import STATE_DELETED, STATE_DEPRECATED, STATE_REGISTERED, Namespace
 
 _SEEN_SECONDS_MAX: Final = 5.0
@@ -28,6 +28,9 @@ _SEEN_SECONDS_MAX: Final = 5.0
 """
 
 _PAGE_SIZE: Final = 100
+
+RETENTION_NS_MIN: Final = HOUR_NS
+"""As Temporal's system.namespaceMinRetentionLocal: closed runs stay long enough to be looked at."""
 
 
 def described(namespace: Namespace, limits: FrontendLimits) -> ws.DescribeNamespaceResponse:
@@ -56,8 +59,8 @@ def described(namespace: Namespace, limits: FrontendLimits) -> ws.DescribeNamesp
 
 
 def _retention(value: Duration) -> None:
-    nanos = value.seconds * 1_000_000_000 + value.nanos
-    if nanos < DAY_NS:
+    nanos = value.seconds * SECOND_NS + value.nanos
+    if nanos < RETENTION_NS_MIN:
         raise invalid("A valid retention period is not set on request.")
 
 
@@ -185,7 +188,7 @@ def _changes(namespace: Namespace, message: ws.UpdateNamespaceRequest) -> bool:
         or bool(info.state and info.state != namespace.state)
         or (
             config.HasField("workflow_execution_retention_ttl")
-            and retention.seconds * 1_000_000_000 + retention.nanos != namespace.retention_ns
+            and retention.seconds * SECOND_NS + retention.nanos != namespace.retention_ns
         )
     )
 

