@@ -1,6 +1,6 @@
 """A shard to test the machine with: a fold over a dictionary, a log kept in memory, and a worker played by the test.
 
-Every record that a test appends is folded; after every step the driver checks replay equality (a second fold of the whole
+Every record that a test appends is folded; after every step the driver checks replay equality (a second fold of the
 log from its first record has the same rows and hash) unless told not to, and the invariants of every run.
 """
 

@@ -16,7 +16,7 @@ from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.events import serialize, set_time
-from everfold.history.machine.state import Activity, Run, TaskKind, WorkflowTask
+from everfold.history.machine.state import Activity, Run, WorkflowTask
 from everfold.history.machine.step import HistoryRange, Reply, RunKey
 from everfold.kernel.tokens import (
     ActivityTaskToken,
@@ -74,7 +74,7 @@ def workflow_task_message(run: Run, task: WorkflowTask) -> ws.PollWorkflowTaskQu
 
 def transient_suffix(run: Run, task: WorkflowTask) -> tuple[bytes, ...]:
     """The scheduled and started events of a task whose events are not written, with the ids they would have."""
-    if task.kind == TaskKind.NORMAL:
+    if task.written:
         return ()
     scheduled = history_pb2.HistoryEvent(event_id=task.scheduled_event_id, event_type=events.TASK_SCHEDULED)
     set_time(scheduled.event_time, task.scheduled_at_ns)

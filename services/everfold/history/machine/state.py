@@ -105,6 +105,11 @@ class WorkflowTask:
         self.schedule_to_start_deadline_ns = self.suggest_continue_as_new = self.history_size_bytes = 0
         self.worker_version = b""
 
+    @property
+    def written(self) -> bool:
+        """True when its scheduled event is in the history; a transient or speculative task's is not."""
+        return self.kind == TaskKind.NORMAL
+
 
 class Activity:
     """A pending activity, from ActivityTaskScheduled until its closing event.

@@ -43,9 +43,7 @@ def schedule_workflow_task(turn: Turn, *, original_scheduled_at_ns: int = 0, off
     attempt = run.workflow_task_attempt
     timeout_ns = task_timeout_ns(ctx.limits, run.task_timeout_ns, attempt)
     if attempt == 1:
-        record_scheduled(turn, timeout_ns, attempt, ctx.now_ns)
-        task = run.workflow_task
-        assert task is not None
+        task = record_scheduled(turn, timeout_ns, attempt, ctx.now_ns)
     else:
         task = run.workflow_task = WorkflowTask()
         task.kind = TaskKind.TRANSIENT
@@ -82,8 +80,8 @@ def _enforce_limits(turn: Turn) -> None:
         )
 
 
-def record_scheduled(turn: Turn, timeout_ns: int, attempt: int, at_ns: int) -> None:
-    """Writes WorkflowTaskScheduled."""
+def record_scheduled(turn: Turn, timeout_ns: int, attempt: int, at_ns: int) -> WorkflowTask:
+    """Writes WorkflowTaskScheduled, and returns the task that it made."""
     run = turn.run
     event = turn.new(events.TASK_SCHEDULED, at_ns)
     a = event.workflow_task_scheduled_event_attributes
@@ -97,6 +95,9 @@ def record_scheduled(turn: Turn, timeout_ns: int, attempt: int, at_ns: int) -> N
     set_duration(a.start_to_close_timeout, timeout_ns)
     a.attempt = attempt
     turn.record(event)
+    task = run.workflow_task
+    assert task is not None
+    return task
 
 
 def task_timeout_ns(limits: Limits, default_ns: int, attempt: int) -> int:

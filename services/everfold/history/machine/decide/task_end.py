@@ -11,7 +11,6 @@ from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 
 from everfold.history.machine import events
 from everfold.history.machine.apply import end_failed_task
-from everfold.history.machine.state import TaskKind
 from everfold.history.machine.step import RunKey
 from everfold.history.machine.turn import Turn
 
@@ -27,7 +26,7 @@ def fail_workflow_task(
     task = run.workflow_task
     assert task is not None
     assert task.started_event_id
-    if task.kind == TaskKind.NORMAL:
+    if task.written:
         event = turn.new(events.TASK_FAILED)
         a = event.workflow_task_failed_event_attributes
         a.scheduled_event_id = task.scheduled_event_id
@@ -49,7 +48,7 @@ def time_out_workflow_task(turn: Turn) -> None:
     task = run.workflow_task
     assert task is not None
     assert task.started_event_id
-    if task.kind == TaskKind.NORMAL:
+    if task.written:
         _record_timed_out(
             turn, task.scheduled_event_id, task.started_event_id, workflow_pb2.TIMEOUT_TYPE_START_TO_CLOSE
         )
@@ -64,7 +63,7 @@ def time_out_sticky_task(turn: Turn) -> None:
     assert task is not None
     assert not task.started_event_id
     turn.void_workflow_task(task)
-    if task.kind == TaskKind.NORMAL:
+    if task.written:
         _record_timed_out(turn, task.scheduled_event_id, 0, workflow_pb2.TIMEOUT_TYPE_SCHEDULE_TO_START)
     _ended(turn)
     end_failed_task(run, count=False)

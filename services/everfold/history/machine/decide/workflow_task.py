@@ -88,7 +88,7 @@ def begin_task(turn: Turn, request_id: str, identity: str) -> None:
     if task.kind == TaskKind.TRANSIENT and task.scheduled_event_id != run.next_event_id:
         task = _write_overtaken(turn, task)
     suggest = suggested_reasons(ctx, run)
-    if task.kind == TaskKind.NORMAL:
+    if task.written:
         size = run.history_size_bytes
         record_started(turn, task.scheduled_event_id, request_id, identity, size, suggest, ctx.now_ns)
         task.suggest_continue_as_new = suggest
@@ -101,9 +101,7 @@ def _write_overtaken(turn: Turn, task: WorkflowTask) -> WorkflowTask:
     stamp, queue, sticky, original = task.stamp, task.queue, task.sticky, task.original_scheduled_at_ns
     turn.run.workflow_task = None
     turn.run.workflow_task_attempt = 1
-    record_scheduled(turn, task.timeout_ns, 1, turn.ctx.now_ns)
-    fresh = turn.run.workflow_task
-    assert fresh is not None
+    fresh = record_scheduled(turn, task.timeout_ns, 1, turn.ctx.now_ns)
     fresh.stamp, fresh.queue, fresh.sticky, fresh.original_scheduled_at_ns = stamp, queue, sticky, original
     return fresh
 
@@ -188,7 +186,7 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
     """Writes WorkflowTaskCompleted (and, for a transient task, what led to it), then does the commands."""
     run = turn.run
     scheduled_event_id, started_event_id = task.scheduled_event_id, task.started_event_id
-    if task.kind != TaskKind.NORMAL:
+    if not task.written:
         run.workflow_task = None
         record_scheduled(turn, task.timeout_ns, task.attempt, task.scheduled_at_ns)
         scheduled_event_id = run.next_event_id - 1
@@ -367,7 +365,7 @@ def decide_return_workflow_task(
         ctx.step.ignored = True
         return Reply()
     turn = Turn(ctx, run)
-    if task.kind == TaskKind.NORMAL:
+    if task.written:
         # The started event is written and cannot be taken back; a worker must see it closed.
         time_out_workflow_task(turn)
         run.workflow_task_attempt = 1
