@@ -231,7 +231,7 @@ class Ingress:
                 if looked_up:
                     raise BadCommand(f"Namespace {command.namespace} is not found.", Code.NOT_FOUND)
                 self._busy = True
-                self._namespaces.refresh(lambda: self._again(record, looked_up=True))
+                self._namespaces.refresh(lambda read: self._looked_up(record, read))
                 return
         except BadCommand as bad:
             self._reject(record, bad)
@@ -241,7 +241,7 @@ class Ingress:
 
     def _accept(self, record: CommandRecord, namespace_id: str, command: Accepted, error: StatusError | None) -> None:
         if error is not None:
-            self._after_pause(lambda: self._again(record, looked_up=True))
+            self._after_pause(lambda: self._again(record, looked_up=False))
             return
         if self._closed:
             return
@@ -257,6 +257,13 @@ class Ingress:
         )
         if was_waiting and not self._shard.folding:
             self._pump()
+
+    def _looked_up(self, record: CommandRecord, read: bool) -> None:
+        if read:
+            self._again(record, looked_up=True)
+        else:
+            # Kafka is away: that says nothing about the namespace, so the command must not be rejected for it.
+            self._after_pause(lambda: self._again(record, looked_up=False))
 
     def _again(self, record: CommandRecord, *, looked_up: bool) -> None:
         if self._closed:

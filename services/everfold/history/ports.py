@@ -80,7 +80,7 @@ class Namespaces(Protocol):
     """The process's view of the `namespaces` topic. May be behind; `refresh` reads to its end."""
 
     def get(self, namespace_id: str) -> tuple[int, bytes] | None:
-        """(version, Namespace as schemaless Avro bytes), or None when not known here."""
+        """(version, Namespace as framed Avro bytes), deleted ones included, or None when not known here."""
         ...
 
     def name_of(self, namespace_id: str) -> str | None:
@@ -91,8 +91,11 @@ class Namespaces(Protocol):
         """The id of a namespace that is not deleted."""
         ...
 
-    def refresh(self, done: Callable[[], None]) -> None:
-        """Call back once everything that was on the topic at the time of the call has been read (or that failed)."""
+    def refresh(self, done: Callable[[bool], None]) -> None:
+        """Call back with True once everything that was on the topic at the time of the call has been read.
+
+        False when it could not be: then nobody may conclude that a namespace does not exist.
+        """
         ...
 
 

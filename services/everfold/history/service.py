@@ -472,7 +472,14 @@ class HistoryService:
 
     async def _refresh_namespaces(self, timeout: float) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._namespaces.refresh(lambda: _set(future, None))
+
+        def done(read: bool) -> None:
+            if read:
+                _set(future, None)
+            else:
+                _fail(future, unavailable("the namespaces cannot be read"))
+
+        self._namespaces.refresh(done)
         await _within(future, timeout, "the namespaces could not be read in time")
 
 

@@ -98,19 +98,23 @@ class RocksStore:
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end, in key order, or against it. Sees the store as it is when the scan starts."""
         bounds = ReadOptions()
-        # The bounds also keep RocksDB from walking tombstones that lie beyond them.
+        # The bound also keeps RocksDB from walking tombstones that lie beyond it. There is no lower one: rocksdict
+        # 0.3.29 sets the upper bound where it should set the lower.
         bounds.set_iterate_upper_bound(end)
-        bounds.set_iterate_lower_bound(start)
         rows = self._db.iter(bounds)
         if reverse:
             rows.seek_to_last()
         else:
             rows.seek(start)
         while rows.valid():
-            yield rows.key(), rows.value()
+            key = rows.key()
             if reverse:
+                if key < start:
+                    break
+                yield key, rows.value()
                 rows.prev()
             else:
+                yield key, rows.value()
                 rows.next()
         rows.status()
 

@@ -1,0 +1,110 @@
+"""The shell's reads over the machine: namespaces found for it, replies assembled, queries turned into tasks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from temporalio.api.query.v1 import message_pb2 as query_pb2
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history.machine import keys, reads
+from everfold.history.machine.context import NamespaceInfo, namespace_from_record
+from everfold.history.machine.events import serialize, set_time
+from everfold.history.machine.rejections import workflow_not_found
+from everfold.history.machine.shard_fold import ShardFold
+from everfold.history.machine.state import Run
+from everfold.history.machine.step import Reply, RunKey
+from everfold.history.queries import QueryView
+from everfold.history.reading import HistoryAnswer
+from everfold.schemas import codec
+
+_TASK_FIELD: Final = {"START_WORKFLOW_TASK": "", "COMPLETE_WORKFLOW_TASK": "workflow_task"}
+"""Kind of record -> the field of its response that holds the workflow task; "" when the response is the task."""
+
+
+class MachineReads:
+    """A `Reads`."""
+
+    def describe(self, fold: ShardFold, namespace_id: str, request: bytes) -> bytes:
+        """See `Reads`."""
+        info = namespace_info(fold, namespace_id)
+        if info is None:
+            raise workflow_not_found(ws.DescribeWorkflowExecutionRequest.FromString(request).execution.workflow_id)
+        return reads.describe(fold, info, request)
+
+    def history(self, fold: ShardFold, namespace_id: str, request: bytes, *, may_wait: bool) -> HistoryAnswer:
+        """See `Reads`."""
+        info = namespace_info(fold, namespace_id)
+        if info is None:
+            raise workflow_not_found(ws.GetWorkflowExecutionHistoryRequest.FromString(request).execution.workflow_id)
+        answer = reads.get_history(fold, namespace_id, info.name, request, final=not may_wait)
+        if answer.response is None:
+            return HistoryAnswer(b"", answer.run)
+        return HistoryAnswer(answer.response, None)
+
+    def history_reverse(self, fold: ShardFold, namespace_id: str, request: bytes) -> bytes:
+        """See `Reads`."""
+        info = namespace_info(fold, namespace_id)
+        if info is None:
+            asked = ws.GetWorkflowExecutionHistoryReverseRequest.FromString(request)
+            raise workflow_not_found(asked.execution.workflow_id)
+        return reads.get_history_reverse(fold, namespace_id, info.name, request)
+
+    def response(self, fold: ShardFold, kind: str, reply: Reply) -> bytes:
+        """See `Reads`."""
+        if reply.history is None:
+            return reply.response
+        return reads.assemble(fold, reply, _TASK_FIELD[kind])
+
+    def query_view(self, fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str) -> QueryView:
+        """See `Reads`."""
+        run = _run(fold, namespace_id, workflow_id, run_id)
+        task = run.workflow_task
+        return QueryView(
+            RunKey(run.namespace_id, run.workflow_id, run.run_id),
+            run.workflow_type,
+            int(run.status),
+            run.running,
+            run.task_queue,
+            run.sticky_queue,
+            run.sticky_timeout_ns,
+            task is not None,
+            task.attempt if task is not None else 0,
+            run.last_completed_started_id > 0,
+            not run.first_task_at_ns,
+        )
+
+    def query_task(self, fold: ShardFold, run: RunKey, query: bytes, *, sticky: bool) -> bytes:
+        """See `Reads`."""
+        state = _run(fold, *run)
+        task = ws.PollWorkflowTaskQueueResponse(attempt=1, query=query_pb2.WorkflowQuery.FromString(query))
+        task.workflow_execution.workflow_id = state.workflow_id
+        task.workflow_execution.run_id = state.run_id
+        task.workflow_type.name = state.workflow_type
+        task.workflow_execution_task_queue.name = state.task_queue
+        task.workflow_execution_task_queue.kind = 1  # type: ignore[assignment]
+        task.previous_started_event_id = state.last_completed_started_id
+        set_time(task.scheduled_time, fold.meta.clock_ns)
+        set_time(task.started_time, fold.meta.clock_ns)
+        task.history.SetInParent()
+        if not sticky:
+            end = state.next_event_id
+            page = reads.page(fold, state, 1, end)
+            task.history.ParseFromString(page.events)
+            if page.next_event_id < end:
+                task.next_page_token = reads.encode_token(reads.Token(state.run_id, page.next_event_id, end, 0))
+        return serialize(task)
+
+
+def namespace_info(fold: ShardFold, namespace_id: str) -> NamespaceInfo | None:
+    """The namespace as the shard's log has told it; None when it has not: then the shard has no run of it."""
+    row = fold.rows.get(keys.namespace(namespace_id))
+    return None if row is None else namespace_from_record(codec.decode(row)[1])
+
+
+def _run(fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str) -> Run:
+    info = namespace_info(fold, namespace_id)
+    run = None if info is None else fold.run(namespace_id, info.name, workflow_id, run_id)
+    if run is None:
+        raise workflow_not_found(workflow_id)
+    return run

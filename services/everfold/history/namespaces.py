@@ -1,0 +1,49 @@
+"""The process's namespace registry as history's shards see it: callbacks, and rows as the log carries them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from everfold.kernel.errors import StatusError
+from everfold.runtime.namespaces import NamespaceRegistry
+from everfold.schemas import registry as schemas
+
+
+class RegistryNamespaces:
+    """A `Namespaces` over the registry that all services of a process share."""
+
+    def __init__(self, registry: NamespaceRegistry) -> None:
+        self._registry = registry
+        head = schemas.current("Namespace").id
+        self._frame = b"\0" + head.to_bytes(4, "big")
+        #: refreshes under way; asyncio keeps only weak references to tasks
+        self._refreshing: set[asyncio.Task[None]] = set()
+
+    def get(self, namespace_id: str) -> tuple[int, bytes] | None:
+        """See `Namespaces`."""
+        found = self._registry.version_and_bytes(namespace_id)
+        return None if found is None else (found[0], self._frame + found[1])
+
+    def name_of(self, namespace_id: str) -> str | None:
+        """See `Namespaces`."""
+        return self._registry.name_of(namespace_id)
+
+    def id_of(self, name: str) -> str | None:
+        """See `Namespaces`."""
+        return self._registry.id_of(name)
+
+    def refresh(self, done: Callable[[bool], None]) -> None:
+        """See `Namespaces`."""
+
+        async def read() -> None:
+            try:
+                await self._registry.refresh()
+            except StatusError:
+                done(False)
+            else:
+                done(True)
+
+        task = asyncio.get_running_loop().create_task(read())
+        self._refreshing.add(task)
+        task.add_done_callback(self._refreshing.discard)

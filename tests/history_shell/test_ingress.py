@@ -1,0 +1,249 @@
+"""From `commands` into the log: each record once, and nothing bad stops it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from everfold.history.ingress import PASSED_HEADER
+from everfold.kernel.ids import record_key, shard_of
+from everfold.kernel.time import SECOND_NS
+from everfold.schemas import codec
+from everfold.schemas.topics import COMMANDS, COMMANDS_REJECTED, SHARD_LOG
+from history_shell.world import Namespaces, Owner, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def command(name: str, workflow_id: str = "w", namespace: str = "default", request_id: str = "", **body: Any) -> bytes:
+    bodies: dict[str, dict[str, Any]] = {
+        "StartWorkflow": {"workflow_type": "greet", "task_queue": "queue"},
+        "SignalWorkflow": {"signal_name": "go"},
+    }
+    return codec.encode(
+        "Command",
+        {
+            "command_id": "c",
+            "namespace": namespace,
+            "workflow_id": workflow_id,
+            "request_id": request_id,
+            "body": (name, {**bodies[name], **body}),
+        },
+    )
+
+
+def put(world: World, value: bytes | None, partition: int = 0, workflow_id: str = "w") -> int:
+    return world.append(COMMANDS.name, partition, record_key("default", workflow_id), value)
+
+
+def from_commands(world: World, shard: int = 0) -> list[tuple[str, int]]:
+    return [
+        (record["kind"], record["origin"]["offset"])
+        for record in world.records(SHARD_LOG.name, shard)
+        if record["origin"] is not None
+    ]
+
+
+def status(owner: Owner, workflow_id: str = "w") -> Any:
+    return owner.fold.run("namespace-1", "default", workflow_id, "")
+
+
+def test_a_command_starts_a_workflow_as_the_rpc_does(world: World) -> None:
+    owner = Owner(world).take()
+    owner.open_ingress()
+    put(world, command("StartWorkflow"))
+    put(world, command("SignalWorkflow"))
+    world.run(SECOND_NS)
+    assert from_commands(world) == [("START_WORKFLOW", 0), ("SIGNAL_WORKFLOW", 1)]
+    assert status(owner).signal_count == 1
+    assert owner.fold.meta.commands_offset == 1
+
+
+def test_the_records_form_a_chain(world: World) -> None:
+    Owner(world).take().open_ingress()
+    for _ in range(3):
+        put(world, command("SignalWorkflow"))
+    world.run(SECOND_NS)
+    records = [record for record in world.records(SHARD_LOG.name) if record["origin"] is not None]
+    assert records[0]["predecessor"] is None
+    assert [r["predecessor"]["offset"] for r in records[1:]] == [r["origin"]["offset"] for r in records[:-1]]
+
+
+@pytest.mark.parametrize("fates", [["unknown"], ["lost"], ["ok", "lost", "ok"], ["unknown", "unknown", "lost"]])
+def test_each_record_enters_once_whatever_happens_to_deliveries(world: World, fates: list[str]) -> None:
+    owner = Owner(world).take()
+    put(world, command("StartWorkflow"))
+    owner.open_ingress()
+    world.run(SECOND_NS)
+    world.fates[SHARD_LOG.name] = list(fates)
+    for _ in range(4):
+        put(world, command("SignalWorkflow"))
+    world.run(20 * SECOND_NS)
+    assert status(owner).signal_count == 4
+    assert owner.fold.meta.commands_offset == 4
+
+
+def test_a_new_owner_goes_on_where_the_state_says(world: World) -> None:
+    owner = Owner(world).take()
+    owner.open_ingress()
+    put(world, command("StartWorkflow"))
+    world.run(SECOND_NS)
+    owner.crash()
+    put(world, command("SignalWorkflow"))
+    again = Owner(world, store=owner.store).take()
+    assert again.open_ingress().resume_position() == (1, 0)
+    world.run(SECOND_NS)
+    assert from_commands(world) == [("START_WORKFLOW", 0), ("SIGNAL_WORKFLOW", 1)]
+
+
+def test_a_former_owner_that_still_reads_commands_is_harmless(world: World) -> None:
+    one = Owner(world).take()
+    two = Owner(world).take()
+    one.open_ingress()
+    two.open_ingress()
+    put(world, command("StartWorkflow"))
+    for _ in range(3):
+        put(world, command("SignalWorkflow"))
+    world.run(10 * SECOND_NS)
+    assert len(from_commands(world)) == 8
+    assert status(one).signal_count == 3
+    assert one.fold.meta.state_hash == two.fold.meta.state_hash
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"plain text", "Confluent framing"),
+        (b"\0\x7f\xff\xff\xffabc", "unknown schema id"),
+        (b"", "Confluent framing"),
+        (None, "no value"),
+        (command("StartWorkflow", task_queue=""), "task_queue is not set"),
+        (command("StartWorkflow", namespace="nowhere"), "Namespace nowhere is not found."),
+        (command("StartWorkflow")[:-3], ""),
+    ],
+)
+def test_a_bad_record_is_rejected_with_its_place_and_the_shard_goes_on(
+    world: World, value: bytes | None, reason: str
+) -> None:
+    owner = Owner(world).take()
+    owner.open_ingress()
+    put(world, value)
+    put(world, command("StartWorkflow"))
+    world.run(5 * SECOND_NS)
+    assert [kind for kind, _ in from_commands(world)] == ["COMMAND_REJECTED", "START_WORKFLOW"]
+    (rejected,) = world.records(COMMANDS_REJECTED.name)
+    assert (rejected["partition"], rejected["offset"]) == (0, 0)
+    assert reason in rejected["reason"]
+    assert rejected["sample"] == (value or b"")
+    assert len(rejected["sha256"]) == 32
+    assert status(owner) is not None
+
+
+def test_a_rejection_by_the_machine_is_told_too(world: World) -> None:
+    owner = Owner(world).take()
+    owner.open_ingress()
+    put(world, command("SignalWorkflow", workflow_id="nobody"))
+    world.run(SECOND_NS)
+    (rejected,) = world.records(COMMANDS_REJECTED.name)
+    assert rejected["code"] == 5
+    assert owner.fold.meta.commands_offset == 0
+
+
+def test_a_namespace_that_is_not_known_yet_is_looked_up_first(world: World) -> None:
+    owner = Owner(world).take()
+    owner.namespaces.after_refresh = {"namespace-2": ("new", 1)}
+    owner.open_ingress()
+    put(world, command("StartWorkflow", namespace="new"))
+    world.run(SECOND_NS)
+    assert from_commands(world) == [("START_WORKFLOW", 0)]
+    assert owner.namespaces.refreshes == 1
+
+
+def test_a_namespace_lookup_that_fails_rejects_nothing(world: World) -> None:
+    owner = Owner(world).take()
+    owner.namespaces.readable = False
+    owner.namespaces.after_refresh = {"namespace-2": ("new", 1)}
+    owner.open_ingress()
+    put(world, command("StartWorkflow", namespace="new"))
+    world.run(5 * SECOND_NS)
+    assert from_commands(world) == []
+    owner.namespaces.readable = True
+    world.run(5 * SECOND_NS)
+    assert from_commands(world) == [("START_WORKFLOW", 0)]
+
+
+def test_commands_are_paused_when_the_log_takes_nothing(world: World) -> None:
+    owner = Owner(world).take()
+    ingress = owner.open_ingress()
+    put(world, command("StartWorkflow"))
+    world.run(SECOND_NS)
+    bound = owner.shard.limits.ingress_in_flight_max
+    owner.reader.pause()
+    for _ in range(4 * bound):
+        put(world, command("SignalWorkflow"))
+    world.run(5 * SECOND_NS)
+    assert ingress.waiting <= 2 * bound + owner.batch
+    assert owner.commands.paused
+    owner.reader.resume()
+    world.run(20 * SECOND_NS)
+    assert status(owner).signal_count == 4 * bound
+
+
+# ---- the wrong partition
+
+
+def two_shards(world: World) -> tuple[Owner, Owner]:
+    names = Namespaces()
+    return (
+        Owner(world, 0, 2, namespaces=names).take(),
+        Owner(world, 1, 2, namespaces=names).take(),
+    )
+
+
+def of_shard(shard: int) -> str:
+    return next(f"w{n}" for n in range(100) if shard_of("default", f"w{n}", 2) == shard)
+
+
+def test_a_record_on_the_wrong_partition_is_passed_on_once(world: World) -> None:
+    zero, one = two_shards(world)
+    zero.open_ingress()
+    one.open_ingress()
+    workflow_id = of_shard(1)
+    put(world, command("StartWorkflow", workflow_id), 0, workflow_id)
+    put(world, command("StartWorkflow", of_shard(0)), 0)
+    world.run(5 * SECOND_NS)
+    assert from_commands(world, 0) == [("COMMANDS_PASSED", 0), ("START_WORKFLOW", 1)]
+    assert from_commands(world, 1) == [("START_WORKFLOW", 0)]
+    assert world.logs[COMMANDS.name, 1][0].headers == [(PASSED_HEADER, b"0/0/0")]
+    assert status(one, workflow_id) is not None
+
+
+@pytest.mark.parametrize("fate", ["unknown", "lost"])
+def test_a_second_copy_is_the_same_request(world: World, fate: str) -> None:
+    zero, one = two_shards(world)
+    one.open_ingress()
+    workflow_id = of_shard(1)
+    put(world, command("StartWorkflow", workflow_id), 1, workflow_id)
+    world.run(SECOND_NS)
+    put(world, command("SignalWorkflow", workflow_id), 0, workflow_id)
+    world.fates[COMMANDS.name] = [fate]
+    zero.open_ingress()
+    world.run(5 * SECOND_NS)
+    assert len(world.logs[COMMANDS.name, 1]) == (3 if fate == "unknown" else 2)
+    assert status(one, workflow_id).signal_count == 1
+    assert zero.fold.meta.commands_offset == 0
+
+
+def test_a_record_is_passed_on_one_time_only(world: World) -> None:
+    zero, _ = two_shards(world)
+    zero.open_ingress()
+    value = command("StartWorkflow", of_shard(1))
+    world.append(COMMANDS.name, 0, b"", value, [(PASSED_HEADER, b"1/0/7")])
+    world.append(COMMANDS.name, 0, b"", value, [(PASSED_HEADER, b"nonsense")])
+    world.run(5 * SECOND_NS)
+    assert [kind for kind, _ in from_commands(world)] == ["COMMAND_REJECTED", "COMMAND_REJECTED"]
+    assert not world.logs[COMMANDS.name, 1]

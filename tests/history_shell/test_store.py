@@ -1,0 +1,193 @@
+"""The contract of a shard's rows, over a dictionary and RocksDB, and what RocksDB adds: files that may be wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from everfold.history.ports import BatchStore
+from everfold.history.store import (
+    RocksStore,
+    StoreCorrupt,
+    StoreMemory,
+    StoreRefused,
+    open_store,
+    shard_directory,
+    wipe_store,
+)
+from history_shell.world import DictStore
+
+Make = Callable[[], BatchStore]
+
+
+@pytest.fixture(scope="module")
+def memory() -> StoreMemory:
+    return StoreMemory(8 << 20, 4 << 20)
+
+
+@pytest.fixture(params=["dictionary", "rocksdb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, memory: StoreMemory) -> Iterator[BatchStore]:
+    if request.param == "dictionary":
+        yield DictStore()
+        return
+    rocks = open_store(tmp_path, 0, "cluster", memory)
+    yield rocks
+    rocks.close()
+
+
+def test_a_row_that_is_not_there_is_none(store: BatchStore) -> None:
+    assert store.get(b"a") is None
+
+
+def test_a_batch_puts_and_deletes(store: BatchStore) -> None:
+    store.write({b"a": b"1", b"b": b"2", b"c": b""})
+    store.write({b"a": None, b"b": b"3", b"never": None})
+    assert [store.get(key) for key in (b"a", b"b", b"c")] == [None, b"3", b""]
+
+
+def test_a_scan_is_ordered_and_ends_before_its_end(store: BatchStore) -> None:
+    store.write({b"\x00b": b"2", b"\x00a": b"1", b"\x01": b"3", b"\xff\xff": b"4"})
+    assert list(store.scan(b"\x00", b"\x01")) == [(b"\x00a", b"1"), (b"\x00b", b"2")]
+    assert list(store.scan(b"\x00a\x00", b"\xff\xff\xff")) == [(b"\x00b", b"2"), (b"\x01", b"3"), (b"\xff\xff", b"4")]
+    assert list(store.scan(b"\x02", b"\x03")) == []
+
+
+def test_a_reverse_scan_has_the_same_rows_the_other_way_round(store: BatchStore) -> None:
+    store.write({bytes((n,)): b"v" for n in range(10)})
+    assert list(store.scan(b"\x02", b"\x05", reverse=True)) == list(store.scan(b"\x02", b"\x05"))[::-1]
+
+
+def test_a_scan_may_be_left_early_and_rows_written_meanwhile(store: BatchStore) -> None:
+    store.write({bytes((n,)): b"v" for n in range(10)})
+    for key, _ in store.scan(b"\x00", b"\xff"):
+        if key == b"\x03":
+            break
+    store.write({b"\x04": None})
+    assert len(list(store.scan(b"\x00", b"\xff"))) == 9
+
+
+operations = st.lists(
+    st.dictionaries(st.binary(min_size=1, max_size=3), st.one_of(st.none(), st.binary(max_size=4)), max_size=6),
+    max_size=6,
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=operations, start=st.binary(max_size=3), end=st.binary(max_size=3), reverse=st.booleans())
+def test_rocksdb_and_the_dictionary_agree(
+    tmp_path: Path,
+    memory: StoreMemory,
+    batches: list[dict[bytes, bytes | None]],
+    start: bytes,
+    end: bytes,
+    reverse: bool,
+) -> None:
+    wipe_store(tmp_path, 7)
+    rocks, plain = open_store(tmp_path, 7, "cluster", memory), DictStore()
+    try:
+        for batch in batches:
+            rocks.write(batch)
+            plain.write(batch)
+        assert list(rocks.scan(start, end, reverse=reverse)) == list(plain.scan(start, end, reverse=reverse))
+        for key in {key for batch in batches for key in batch}:
+            assert rocks.get(key) == plain.get(key)
+    finally:
+        rocks.close()
+
+
+# ---- files
+
+
+def reopened(tmp_path: Path, memory: StoreMemory) -> RocksStore:
+    return open_store(tmp_path, 0, "cluster", memory)
+
+
+def test_rows_are_there_after_a_clean_close(tmp_path: Path, memory: StoreMemory) -> None:
+    first = reopened(tmp_path, memory)
+    first.write({b"a": b"1"})
+    first.close()
+    first.close()
+    again = reopened(tmp_path, memory)
+    assert again.get(b"a") == b"1"
+    again.close()
+
+
+def test_a_crash_loses_whole_batches_from_the_end_only(tmp_path: Path) -> None:
+    """Without a WAL everything since the last flush is gone, and nothing before it."""
+    program = f"""
+import os
+from pathlib import Path
+from everfold.history.store import StoreMemory, open_store
+store = open_store(Path({str(tmp_path)!r}), 0, "cluster", StoreMemory(1 << 20, 1 << 20))
+for n in range(10):
+    store.write({{b"meta": b"%d" % n, b"row%d" % n: b"x"}})
+store.flush()
+for n in range(10, 20):
+    store.write({{b"meta": b"%d" % n, b"row%d" % n: b"x"}})
+os._exit(9)
+"""
+    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": ":".join(sys.path)}, check=False)
+    assert done.returncode == 9
+    store = open_store(tmp_path, 0, "cluster", StoreMemory(1 << 20, 1 << 20))
+    applied = int(store.get(b"meta") or b"-1")
+    assert applied >= 9
+    assert [store.get(b"row%d" % n) for n in range(applied + 1)] == [b"x"] * (applied + 1)
+    assert store.get(b"row%d" % (applied + 1)) is None
+    store.close()
+
+
+def test_a_store_of_another_cluster_is_refused(tmp_path: Path, memory: StoreMemory) -> None:
+    reopened(tmp_path, memory).close()
+    with pytest.raises(StoreRefused, match="belongs to cluster cluster, this is cluster other"):
+        open_store(tmp_path, 0, "other", memory)
+
+
+def test_a_store_of_a_later_version_is_refused(tmp_path: Path, memory: StoreMemory) -> None:
+    reopened(tmp_path, memory).close()
+    marker = shard_directory(tmp_path, 0) / "everfold.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "format": 99}))
+    with pytest.raises(StoreRefused, match="format 99"):
+        reopened(tmp_path, memory)
+
+
+def test_a_directory_renamed_to_another_shard_is_refused(tmp_path: Path, memory: StoreMemory) -> None:
+    reopened(tmp_path, memory).close()
+    shard_directory(tmp_path, 0).rename(shard_directory(tmp_path, 1))
+    with pytest.raises(StoreRefused, match="holds shard 0, expected 1"):
+        open_store(tmp_path, 1, "cluster", memory)
+
+
+def test_a_store_that_is_open_is_refused(tmp_path: Path, memory: StoreMemory) -> None:
+    first = reopened(tmp_path, memory)
+    with pytest.raises(StoreRefused, match="in use"):
+        reopened(tmp_path, memory)
+    first.close()
+
+
+@pytest.mark.parametrize("pattern", ["MANIFEST-*", "CURRENT"])
+def test_damaged_files_are_told_from_trouble_that_passes(tmp_path: Path, memory: StoreMemory, pattern: str) -> None:
+    first = reopened(tmp_path, memory)
+    first.write({b"a": b"1"})
+    first.close()
+    (damaged,) = (shard_directory(tmp_path, 0) / "rows").glob(pattern)
+    damaged.write_bytes(b"\0" * 40)
+    with pytest.raises(StoreCorrupt):
+        reopened(tmp_path, memory)
+    wipe_store(tmp_path, 0)
+    again = reopened(tmp_path, memory)
+    assert again.get(b"a") is None
+    again.close()
+
+
+def test_rows_without_a_marker_are_not_believed(tmp_path: Path, memory: StoreMemory) -> None:
+    reopened(tmp_path, memory).close()
+    (shard_directory(tmp_path, 0) / "everfold.json").unlink()
+    with pytest.raises(StoreCorrupt):
+        reopened(tmp_path, memory)
