@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 from temporalio.api.enums.v1 import task_queue_pb2 as enums
 from temporalio.api.taskqueue.v1 import message_pb2 as tq
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -31,7 +32,7 @@ def over(body: Body) -> Callable[[], None]:
                 async with asyncio.timeout(20):
                     await body(service, history)
 
-        asyncio.run(main())
+        uvloop.run(main())
 
     run.__name__ = body.__name__  # type: ignore[attr-defined]
     run.__doc__ = body.__doc__
@@ -243,7 +244,7 @@ def test_a_poll_waits_while_its_partition_is_loading() -> None:
             held.read_to_end(ACTIVITY)
             assert token_of(await poll) == "w"
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @over
@@ -379,4 +380,4 @@ def test_parked_polls_are_bounded() -> None:
         first.cancel()
         await service.stop()
 
-    asyncio.run(main())
+    uvloop.run(main())

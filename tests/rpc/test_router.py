@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 from temporalio.api.enums.v1 import task_queue_pb2 as enums
 from temporalio.api.taskqueue.v1 import message_pb2 as tq
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -110,7 +111,7 @@ def test_a_partition_in_this_process_is_called_plainly() -> None:
         assert await router.call("counter", 0, "left", [0], 5) == 5
         assert await router.call("counter", 0, "left", [0, 3.0], 5) == 3.0
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_partition_elsewhere_is_called_over_its_connection() -> None:
@@ -119,9 +120,9 @@ def test_a_partition_elsewhere_is_called_over_its_connection() -> None:
             here, there = made.process(), made.process()
             await there.serve("counter", Counter(0), 0)
             assert await here.router.call("counter", 0, "add", [0], 5) == 1
-            assert await here.router.call("counter", 0, "left", [0], 5) < 5
+            assert 4 < await here.router.call("counter", 0, "left", [0], 5) <= 5
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_call_waits_for_an_owner_and_fails_unavailable_without_one() -> None:
@@ -136,7 +137,7 @@ def test_a_call_waits_for_an_owner_and_fails_unavailable_without_one() -> None:
             await there.serve("counter", Counter(0), 0)
             assert await call == 1
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_call_follows_a_partition_that_moves() -> None:
@@ -154,7 +155,7 @@ def test_a_call_follows_a_partition_that_moves() -> None:
             # A process that lost its own partition asks the new owner too.
             assert await old.router.call("counter", 0, "add", [0], 5) == 2
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_call_outlives_the_death_of_the_owner() -> None:
@@ -169,7 +170,7 @@ def test_a_call_outlives_the_death_of_the_owner() -> None:
             await new.serve("counter", Counter(0), 0)
             assert await call == 1
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def poll_request(queue: str, *, sticky: bool) -> bytes:
@@ -209,7 +210,7 @@ def test_a_sticky_task_travels_to_the_poll_in_another_process() -> None:
             await client.stop()
             await service.stop()
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 @pytest.mark.parametrize("how", ["cancel", "connection"])
@@ -241,7 +242,7 @@ def test_a_client_that_goes_away_leaves_no_poll_behind_in_another_process(how: s
             waiting.cancel()
             await service.stop()
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_a_query_finds_its_worker_in_another_process_and_the_answer_its_caller() -> None:
@@ -259,4 +260,4 @@ def test_a_query_finds_its_worker_in_another_process_and_the_answer_its_caller()
             assert await query == b"answer"
             await service.stop()
 
-    asyncio.run(main())
+    uvloop.run(main())

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
+import uvloop
 
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime import rpc
@@ -78,14 +79,16 @@ Body = Callable[[Echo, RpcServer, RpcPool], Awaitable[None]]
 
 
 def connection(body: Body) -> Callable[[], None]:
-    """Runs a test with a server and a pool, on a loop of its own."""
+    """Runs a test with a server and a pool, on a loop of its own: the one that servers use, and asyncio's."""
 
     def run() -> None:
         async def main() -> None:
             async with asyncio.timeout(20), connected() as (service, server, pool):
                 await body(service, server, pool)
 
-        asyncio.run(main())
+        for factory in (uvloop.new_event_loop, asyncio.new_event_loop):
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(main())
 
     run.__name__ = body.__name__  # type: ignore[attr-defined]
     return run
