@@ -12,7 +12,6 @@ from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.namespaces import (
     STATE_DELETED,
     STATE_DEPRECATED,
-    HistoryNamespaces,
     InMemoryNamespaces,
     Namespace,
     NamespaceRegistry,
@@ -255,23 +254,5 @@ def test_waiting_for_a_change_ends_with_it_or_with_the_time() -> None:
         loop.call_later(0.01, registry.put, DEFAULT)
         loop.call_later(0.02, registry.put, NEW)
         assert await registry.wait_until(lambda: registry.by_name("new") is not None, 5)
-
-    asyncio.run(body())
-
-
-def test_history_sees_the_registry_through_callbacks() -> None:
-    async def body() -> None:
-        registry = InMemoryNamespaces(DEFAULT)
-        registry.put(NEW, later=True)
-        port = HistoryNamespaces(registry)
-        assert port.name_of(DEFAULT.namespace_id) == "default"
-        assert port.id_of("new") is None
-        done = asyncio.Event()
-        port.refresh(done.set)
-        await asyncio.wait_for(done.wait(), 5)
-        assert port.id_of("new") == NEW.namespace_id
-        version, data = port.get(NEW.namespace_id) or (0, b"")
-        assert version == 1
-        assert decode_namespace(encode_namespace(NEW)).encoded == data
 
     asyncio.run(body())

@@ -9,7 +9,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.frontend.limits import FrontendLimits
 from everfold.kernel import ids
-from everfold.kernel.errors import Code
+from everfold.kernel.errors import Code, StatusError
 from frontend.fakes import DEFAULT, TASK_PARTITIONS, Frontend, run
 
 WORKFLOW_POLL = ws.PollWorkflowTaskQueueRequest(namespace="default", task_queue={"name": "q"}, identity="me")
@@ -117,6 +117,27 @@ def test_an_empty_answer_that_did_not_arrive_needs_nothing() -> None:
         context = frontend.context("PollActivityTaskQueue")
         await frontend.server.handlers[context.method](context, ACTIVITY_POLL.SerializeToString())
         assert context.undelivered is None
+
+    run(scenario)
+
+
+def test_a_queue_that_nobody_serves_is_an_empty_answer_in_the_end_and_an_error_before() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        nobody = StatusError(Code.UNAVAILABLE, "matching partition 0 is not available")
+        frontend.router.answers["matching", "poll_workflow_task"] = nobody
+        assert (await frontend.error("PollWorkflowTaskQueue", WORKFLOW_POLL)).code == Code.UNAVAILABLE
+
+        async def later(*_: object) -> bytes:
+            await asyncio.sleep(1.2)
+            raise nobody
+
+        frontend.router.answers["matching", "poll_workflow_task"] = later
+        response = await frontend.call("PollWorkflowTaskQueue", WORKFLOW_POLL, ws.PollWorkflowTaskQueueResponse, 2.1)
+        assert response == ws.PollWorkflowTaskQueueResponse()
+        # A task may have been started meanwhile, whose answer was lost.
+        polls = [call.args[3] for call in frontend.router.calls if call.method == "poll_workflow_task"]
+        cancelled = [call.args[0] for call in frontend.router.calls if call.method == "cancel_poll"]
+        assert polls[0] in cancelled
 
     run(scenario)
 

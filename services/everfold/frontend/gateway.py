@@ -56,11 +56,9 @@ class Gateway(Protocol):
         """Takes no new calls, cancels long polls, lets the others finish for `grace` seconds, then closes."""
 
 
-def too_large(size: int) -> StatusError:
+def too_large(size: int, limit: int) -> StatusError:
     """What answers a request over the limit. core (the SDKs' Rust half) recognises it by its first words."""
-    return StatusError(
-        Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({size} vs. {REQUEST_BYTES_MAX})"
-    )
+    return StatusError(Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({size} vs. {limit})")
 
 
 def native_available() -> bool:
@@ -75,6 +73,7 @@ def open_gateway(
     handlers: Mapping[str, Handler],
     *,
     long_polls: frozenset[str] = frozenset(),
+    request_bytes_max: int = REQUEST_BYTES_MAX,
     tls: TlsFiles | None = None,
     observer: CallObserver | None = None,
 ) -> Gateway:
@@ -86,6 +85,7 @@ def open_gateway(
         port: the port to bind; 0 lets the kernel choose.
         handlers: method path to handler; paths that are not in it answer UNIMPLEMENTED.
         long_polls: the paths whose calls wait for work; they are not waited for when the server stops.
+        request_bytes_max: the largest request taken, decompressed.
         tls: serve TLS with these; None serves plaintext.
         observer: told of every finished call.
     """
@@ -94,7 +94,11 @@ def open_gateway(
     if kind == "native" and tls is None and native_available():
         from everfold.frontend.gateway_native import NativeGateway
 
-        return NativeGateway(host, port, handlers, long_polls=long_polls, observer=observer)
+        return NativeGateway(
+            host, port, handlers, long_polls=long_polls, request_bytes_max=request_bytes_max, observer=observer
+        )
     from everfold.frontend.gateway_grpcio import GrpcioGateway
 
-    return GrpcioGateway(host, port, handlers, long_polls=long_polls, tls=tls, observer=observer)
+    return GrpcioGateway(
+        host, port, handlers, long_polls=long_polls, request_bytes_max=request_bytes_max, tls=tls, observer=observer
+    )

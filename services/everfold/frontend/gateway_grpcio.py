@@ -58,12 +58,14 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         handlers: Mapping[str, Handler],
         *,
         long_polls: frozenset[str] = frozenset(),
+        request_bytes_max: int = REQUEST_BYTES_MAX,
         tls: TlsFiles | None = None,
         observer: CallObserver | None = None,
     ) -> None:
         self._host = host
         self._asked_port = port
         self._tls = tls
+        self._request_bytes_max = request_bytes_max
         self._observer = observer
         self._services = {path.lstrip("/").rpartition("/")[0] for path in handlers}
         self._methods = {path: self._method(path, handler, path in long_polls) for path, handler in handlers.items()}
@@ -139,8 +141,8 @@ class GrpcioGateway(grpc.GenericRpcHandler):
             if long_poll:
                 self._polls.add(task)
             try:
-                if len(request) > REQUEST_BYTES_MAX:
-                    raise too_large(len(request))
+                if len(request) > self._request_bytes_max:
+                    raise too_large(len(request), self._request_bytes_max)
                 remaining = call.time_remaining()
                 context = CallContext(
                     path,

@@ -59,12 +59,14 @@ class NativeGateway:
         handlers: Mapping[str, Handler],
         *,
         long_polls: frozenset[str] = frozenset(),
+        request_bytes_max: int = REQUEST_BYTES_MAX,
         observer: CallObserver | None = None,
     ) -> None:
         self._host = host
         self._asked_port = port
         #: method id (the place in the list that the front was given) -> (path, handler, is a long poll)
         self._methods = [(path, handler, path in long_polls) for path, handler in handlers.items()]
+        self._request_bytes_max = request_bytes_max
         self._observer = observer
         #: call id -> (the task that answers it, is a long poll); empty once answered
         self._calls: dict[int, tuple[asyncio.Task[None], bool]] = {}
@@ -158,8 +160,8 @@ class NativeGateway:
             if self._stopping:
                 self._fail(call_id, path, StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN), now)
                 continue
-            if len(payload) > REQUEST_BYTES_MAX:
-                self._fail(call_id, path, too_large(len(payload)), now)
+            if len(payload) > self._request_bytes_max:
+                self._fail(call_id, path, too_large(len(payload), self._request_bytes_max), now)
                 continue
             metadata, peer, remaining = details
             context = CallContext(path, metadata, peer, None if remaining is None else now + remaining)

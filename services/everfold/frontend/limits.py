@@ -28,6 +28,7 @@ class FrontendLimits:
     """The frontend's bounds. Sizes are in bytes, times in seconds.
 
     Attributes:
+        request_bytes_max: one request, decompressed; a blob or a memo is bounded below it.
         id_bytes_max: workflow ids, types, queue names, signal names, identities, request ids.
         blob_bytes_max: one request's payloads; also what SDKs check beforehand (DescribeNamespace).
         memo_bytes_max: a workflow's memo.
@@ -45,6 +46,7 @@ class FrontendLimits:
         namespace_writes_rps: changes of namespaces and search attributes per second and namespace.
     """
 
+    request_bytes_max: int = 4 * 1024 * 1024
     id_bytes_max: int = DEFAULTS["limit.maxIDLength"]
     blob_bytes_max: int = DEFAULTS["limit.blobSize.error"]
     memo_bytes_max: int = DEFAULTS["limit.memoSize.error"]

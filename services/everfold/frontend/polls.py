@@ -27,6 +27,8 @@ POLL_SECONDS_MIN: Final = 2.0
 _CANCEL_SECONDS: Final = 10.0
 """How long it is tried to tell matching of a client that left: the task's own timeout, 10 s by default, follows."""
 
+_NO_ANSWER: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+
 
 class PollHandlers:
     """Task polls and worker shutdown."""
@@ -81,12 +83,23 @@ class PollHandlers:
         core = self._core
         partition = core.backend.queue_partition(namespace, queue)
         poll_id = f"{self._poll_prefix}-{next(self._poll_ids)}"
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + timeout
         core.admission.enter(namespace.namespace_id, context.method)
         try:
             response = await core.backend.poll(method, partition, namespace, request, timeout, poll_id)
         except asyncio.CancelledError:
             core.spawn(self._client_gone(partition, poll_id))
             raise
+        except StatusError as error:
+            if error.code not in _NO_ANSWER:
+                raise
+            # Nobody served the queue to the end, or the answer was lost; a task may have been started for it.
+            core.spawn(self._client_gone(partition, poll_id))
+            if loop.time() < ends_at - REPLY_MARGIN_SECONDS:
+                raise
+            # SDKs take an error for trouble and back off; when the broker or an owner is back, they must be here.
+            return b""
         finally:
             core.admission.leave(namespace.namespace_id, context.method)
         if response:

@@ -77,7 +77,8 @@ class FrontendServer:
             limits: bounds; Temporal's defaults if None.
             observer: told of every finished call (method path, gRPC code, seconds).
         """
-        self._core = Core(namespaces, Backend(router, shard_count, task_partitions), limits or FrontendLimits())
+        limits = limits or FrontendLimits()
+        self._core = Core(namespaces, Backend(router, shard_count, task_partitions), limits)
         if port and not cluster.address:
             cluster = replace(cluster, address=f"{host}:{port}")
         self._cluster = ClusterHandlers(cluster)
@@ -89,6 +90,7 @@ class FrontendServer:
             port,
             self.handlers,
             long_polls=LONG_POLLS,
+            request_bytes_max=limits.request_bytes_max,
             tls=tls,
             observer=observer,
         )

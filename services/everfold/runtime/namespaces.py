@@ -198,39 +198,6 @@ class NamespaceRegistry:
         return True
 
 
-class HistoryNamespaces:
-    """The registry as history's shards see it: callbacks in place of coroutines."""
-
-    def __init__(self, registry: NamespaceRegistry) -> None:
-        self._registry = registry
-        self._refreshing: set[asyncio.Task[None]] = set()
-
-    def get(self, namespace_id: str) -> tuple[int, bytes] | None:
-        """(version, Namespace as schemaless Avro bytes), deleted ones included; None when not known here."""
-        return self._registry.version_and_bytes(namespace_id)
-
-    def name_of(self, namespace_id: str) -> str | None:
-        """The name that routes the workflows of a namespace, deleted ones included."""
-        return self._registry.name_of(namespace_id)
-
-    def id_of(self, name: str) -> str | None:
-        """The id of a namespace that is not deleted."""
-        return self._registry.id_of(name)
-
-    def refresh(self, done: Callable[[], None]) -> None:
-        """Calls back once everything that is on the topic now has been read, or that failed."""
-        task = asyncio.get_running_loop().create_task(self._registry.refresh())
-        self._refreshing.add(task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._refreshing.discard(task)
-            if not task.cancelled():
-                task.exception()  # a broker that is away: the caller looks again, and says UNAVAILABLE or NOT_FOUND
-                done()
-
-        task.add_done_callback(ended)
-
-
 class InMemoryNamespaces(NamespaceRegistry):
     """A registry without a topic, for tests and for tools: what is `put` is known at once, or at the next refresh.
 
