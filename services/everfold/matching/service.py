@@ -23,7 +23,7 @@ from everfold.matching.describe import describe
 from everfold.matching.held import HeldPartition, ParkedPoll, PartitionGone
 from everfold.matching.machine.partition import MEMORY_TASKS_MAX
 from everfold.matching.machine.pollers import Poller
-from everfold.matching.machine.queue import Poll, Query, QueueStats
+from everfold.matching.machine.queue import QUERY_WINDOW_NS, Poll, Query, QueueStats
 from everfold.matching.machine.task import ACTIVITY, WORKFLOW, Entry, QueueKey, Task
 from everfold.matching.ports import Clock, HistoryTasks
 from everfold.matching.spill import SqliteSpill
@@ -85,6 +85,7 @@ class MatchingService:
         clock: Clock | None = None,
         instance: str = "",
         long_poll_s: float = LONG_POLL_S,
+        query_window_ns: int = QUERY_WINDOW_NS,
         polls_max: int = POLLS_MAX,
         memory_tasks_max: int = MEMORY_TASKS_MAX,
     ) -> None:
@@ -95,6 +96,7 @@ class MatchingService:
         self._zero_ns = self._clock.wall_ns() - self._clock.monotonic_ns()
         self._instance = instance or os.urandom(8).hex()
         self._long_poll_s = long_poll_s
+        self._query_window_ns = query_window_ns
         self._polls_max = polls_max
         self._memory_tasks_max = memory_tasks_max
         self._starter = Starter(history, self._instance)
@@ -318,7 +320,7 @@ class MatchingService:
             held.machine.query_ended(query)
 
     def _query_error(self, query: Query) -> StatusError:
-        if query.sent or query.queue.polled_lately(self.now_ns()):
+        if query.sent or query.queue.polled_lately(self.now_ns(), self._query_window_ns):
             return StatusError(Code.DEADLINE_EXCEEDED, "no worker answered the query in time")
         return StatusError(Code.FAILED_PRECONDITION, NO_POLLER)
 

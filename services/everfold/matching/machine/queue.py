@@ -237,10 +237,10 @@ class TaskQueue:
         self.pollers.seen(poll.poller, now_ns)
         self.used_at_ns = now_ns
 
-    def polled_lately(self, now_ns: int) -> bool:
+    def polled_lately(self, now_ns: int, window_ns: int = QUERY_WINDOW_NS) -> bool:
         """Whether a query can hope for a poller."""
         seen_at_ns = self.pollers.last_seen_at_ns
-        return bool(self.waiting) or (seen_at_ns is not None and seen_at_ns + QUERY_WINDOW_NS > now_ns)
+        return bool(self.waiting) or (seen_at_ns is not None and seen_at_ns + window_ns > now_ns)
 
     def limit(self, per_second: float | None) -> None:
         """Dispatch at most that many tasks per second; None for as many as there are."""
