@@ -17,7 +17,7 @@ from temporalio.api.operatorservice.v1 import request_response_pb2 as op
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.cli import nodes, topics
-from everfold.cli.processors import ProcessorChild
+from everfold.cli.processors import child_command, child_environment
 from everfold.cli.serve import open_data_dir
 from everfold.cli.version import version
 from everfold.kernel.errors import Code, StatusError
@@ -25,6 +25,7 @@ from everfold.runtime.broker import EmbeddedBroker
 from everfold.runtime.config import MIB, Settings
 from everfold.runtime.lifecycle import Fatal, Supervisor
 from everfold.runtime.metrics import BROKER_RESTARTS
+from everfold.worker.server import WorkerServer
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -64,7 +65,7 @@ class DevServer:
         kafka = topics.kafka_settings(settings)
         cluster = await nodes.look_at(kafka, settings, self._data, create=True)
         if settings.topology.enabled:
-            child = ProcessorChild(settings)
+            child = WorkerServer(child_command(), child_environment(settings))
             await supervisor.start("topology", child)
             supervisor.watch("topology stop", self._end_early(supervisor, child))
         node = self._node = nodes.Node(settings, kafka, cluster, self._data, ("matching", "history", "frontend"))
@@ -101,7 +102,7 @@ class DevServer:
         )
 
     @staticmethod
-    async def _end_early(supervisor: Supervisor, child: ProcessorChild) -> None:
+    async def _end_early(supervisor: Supervisor, child: WorkerServer) -> None:
         """Lets the child stop while the services do, as both have 5 s together."""
         await supervisor.wait_ended()
         child.end_soon()

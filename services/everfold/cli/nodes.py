@@ -22,9 +22,10 @@ from everfold.frontend.cluster import ClusterFacts
 from everfold.frontend.limits import FrontendLimits
 from everfold.frontend.server import LONG_POLLS, FrontendServer
 from everfold.history.machine_reads import MachineReads
+from everfold.history.namespaces import RegistryNamespaces
 from everfold.history.owner import HistoryConfig, HistoryServer
 from everfold.history.ports import ShellLimits
-from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.errors import Code
 from everfold.kernel.limits import DEFAULTS
 from everfold.kernel.time import SECOND_NS
 from everfold.matching.server import MatchingServer
@@ -42,8 +43,6 @@ from everfold.runtime.namespaces import NamespaceRegistry
 from everfold.runtime.router import Router
 from everfold.runtime.rpc import RpcPool, RpcServer
 from everfold.runtime.topics_admin import REPLICATION_MIN, ClusterShape, apply_topics, require_topics
-from everfold.schemas import codec
-from everfold.schemas import registry as schema_registry
 from everfold.schemas.topics import SHARD_LOG, WORKFLOW_TASKS
 from everfold.visibility.store import open_visibility
 
@@ -210,7 +209,7 @@ class Node:
                         waiters_max=settings.history.waiters_max,
                     ),
                 ),
-                _FoldNamespaces(self.registry),
+                RegistryNamespaces(self.registry),
                 MachineReads(),
                 MatchingClient(self.router, shape.task_partitions, local_matching),
                 membership=topic.membership,
@@ -319,45 +318,6 @@ class _Stopping:
 
     async def stop(self) -> None:
         await self._pool.stop()
-
-
-_NAMESPACE_HEAD: Final = codec.head(schema_registry.current("Namespace").id)
-
-
-class _FoldNamespaces:
-    """The registry, as the shards ask it."""
-
-    def __init__(self, registry: NamespaceRegistry) -> None:
-        self._registry = registry
-        self._refreshes: set[asyncio.Task[None]] = set()
-
-    def get(self, namespace_id: str) -> tuple[int, bytes] | None:
-        known = self._registry.version_and_bytes(namespace_id)
-        if known is None:
-            return None
-        version, encoded = known
-        return version, _NAMESPACE_HEAD + encoded
-
-    def name_of(self, namespace_id: str) -> str | None:
-        return self._registry.name_of(namespace_id)
-
-    def id_of(self, name: str) -> str | None:
-        return self._registry.id_of(name)
-
-    def refresh(self, done: Callable[[bool], None]) -> None:
-        task = asyncio.get_running_loop().create_task(self._refresh(done))
-        self._refreshes.add(task)
-        task.add_done_callback(self._refreshes.discard)
-
-    async def _refresh(self, done: Callable[[bool], None]) -> None:
-        read = False
-        try:
-            await self._registry.refresh()
-            read = True
-        except StatusError as error:
-            log.warning("the namespaces could not be read to their end", reason=error.message)
-        finally:
-            done(read)
 
 
 _RPC_CHILDREN: Final[dict[tuple[str, int], Any]] = {}
