@@ -165,6 +165,12 @@ class World:
             callback()
         return True
 
+    def next_within(self, distance_ns: int) -> bool:
+        """Whether something happens that soon; cancelled timers are forgotten."""
+        while self._events and self._events[0][2].cancelled:
+            heapq.heappop(self._events)
+        return bool(self._events) and self._events[0][0] - self.now_ns <= distance_ns
+
     def append(self, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers = ()) -> int:
         log = self.logs[topic, partition]
         stamp = (WALL_NS + self.now_ns + self.broker_ahead_ns) // MILLISECOND_NS

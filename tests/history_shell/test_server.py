@@ -1,0 +1,173 @@
+"""The history process on a real broker: RocksDB, confluent-kafka, the group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history import owner
+from everfold.history.machine.step import TaskOffer
+from everfold.history.machine_reads import MachineReads
+from everfold.history.namespaces import RegistryNamespaces
+from everfold.history.owner import HistoryConfig, HistoryServer
+from everfold.history.store import shard_directory, wipe_store
+from everfold.kernel.errors import StatusError
+from everfold.kernel.ids import record_key
+from everfold.runtime.kafka import KafkaSettings
+from everfold.runtime.namespaces import InMemoryNamespaces, Namespace
+from everfold.runtime.rpc import NotOwner
+from everfold.runtime.topics_admin import ClusterShape, apply_topics
+from everfold.schemas.topics import COMMANDS
+from history_shell.messages import run_id_of, signal, start
+from history_shell.test_ingress import command
+from history_shell.world import NAMESPACE, NAMESPACE_ID
+from support.broker import kafka, kafka_bootstrap, topic_prefix
+
+__all__ = ["kafka", "kafka_bootstrap", "topic_prefix"]
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+
+SHARDS = 2
+
+
+class NoMatching:
+    def __init__(self) -> None:
+        self.offers: list[TaskOffer] = []
+
+    async def query(self, namespace_id: str, queue: str, sticky_queue: str, query_task: bytes, timeout: float) -> bytes:
+        raise AssertionError("nobody queries")
+
+    def offer(self, task: TaskOffer) -> None:
+        self.offers.append(task)
+
+
+def make(kafka: KafkaSettings, data_dir: Path, name: str = "one") -> HistoryServer:
+    registry = InMemoryNamespaces(Namespace(NAMESPACE_ID, NAMESPACE, retention_ns=86_400_000_000_000))
+    config = HistoryConfig("cluster-1", SHARDS, data_dir / name, name)
+    return HistoryServer(kafka, config, RegistryNamespaces(registry), MachineReads(), NoMatching())
+
+
+async def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def execute(servers: list[HistoryServer], kind: str, workflow_id: str, message: bytes) -> bytes:
+    """As the router does: whoever has the shard, also while it moves."""
+    async with asyncio.timeout(30):
+        while True:
+            for server in servers:
+                try:
+                    return await server.service.execute(kind, NAMESPACE_ID, workflow_id, "", message, 10)
+                except NotOwner:
+                    continue
+                except StatusError as error:
+                    if error.code.name != "UNAVAILABLE":
+                        raise
+            await asyncio.sleep(0.05)
+
+
+async def describe(server: HistoryServer, workflow_id: str) -> ws.DescribeWorkflowExecutionResponse:
+    request = ws.DescribeWorkflowExecutionRequest(namespace=NAMESPACE)
+    request.execution.workflow_id = workflow_id
+    return ws.DescribeWorkflowExecutionResponse.FromString(
+        await server.service.describe(NAMESPACE_ID, request.SerializeToString(), 10)
+    )
+
+
+def test_shards_are_taken_serve_survive_a_restart_and_a_lost_store(
+    kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "OWN_CONSUMER_LAG", 5)  # the wiped shard catches up through a consumer of its own
+    apply_topics(kafka, ClusterShape(SHARDS, 2, 1, single_broker=True))
+
+    async def main() -> None:
+        server = make(kafka, tmp_path)
+        await server.start()
+        await until(lambda: server.serving == [0, 1])
+        run_ids = {}
+        for number in range(10):
+            response = await execute([server], "START_WORKFLOW", f"w{number}", start(f"w{number}", f"r{number}"))
+            run_ids[f"w{number}"] = run_id_of(response)
+        await asyncio.gather(
+            *(execute([server], "SIGNAL_WORKFLOW", "w0", signal("w0", f"s{number}")) for number in range(20))
+        )
+        await server.stop()
+        for attempt in ("again", "wiped"):
+            if attempt == "wiped":
+                wipe_store(server.config.data_dir, 0)
+            again = make(kafka, tmp_path)
+            await again.start()
+            await until(lambda again=again: again.serving == [0, 1])  # type: ignore[misc]
+            for workflow_id, run_id in run_ids.items():
+                assert (await describe(again, workflow_id)).workflow_execution_info.execution.run_id == run_id
+            assert (await describe(again, "w0")).workflow_execution_info.history_length == 22
+            await execute([again], "SIGNAL_WORKFLOW", "w1", signal("w1", attempt))
+            await again.stop()
+        assert shard_directory(server.config.data_dir, 0).exists()
+
+    asyncio.run(main())
+
+
+def test_a_record_on_commands_from_an_ordinary_producer_starts_a_workflow(kafka: KafkaSettings, tmp_path: Path) -> None:
+    apply_topics(kafka, ClusterShape(SHARDS, 2, 1, single_broker=True))
+
+    async def main() -> None:
+        server = make(kafka, tmp_path)
+        await server.start()
+        await until(lambda: server.serving == [0, 1])
+        producer = Producer({"bootstrap.servers": kafka.bootstrap, "partitioner": "murmur2_random"})
+        wrong = Producer({"bootstrap.servers": kafka.bootstrap})
+        topic = kafka.topic(COMMANDS)
+        for number in range(4):
+            producer.produce(topic, command("StartWorkflow", f"c{number}"), record_key(NAMESPACE, f"c{number}"))
+            for partition in range(SHARDS):  # one of them is the wrong one
+                wrong.produce(topic, command("StartWorkflow", f"d{number}", request_id="x"), b"", partition)
+        producer.produce(topic, b"nonsense", b"c0")
+        await asyncio.to_thread(producer.flush)
+        await asyncio.to_thread(wrong.flush)
+
+        async def started(workflow_id: str) -> None:
+            while True:
+                try:
+                    await describe(server, workflow_id)
+                except StatusError:
+                    await asyncio.sleep(0.02)
+                else:
+                    return
+
+        async with asyncio.timeout(30):
+            for number in range(4):
+                await started(f"c{number}")
+                await started(f"d{number}")
+        await server.stop()
+
+    asyncio.run(main())
+
+
+def test_a_process_that_leaves_hands_its_shards_to_the_other(kafka: KafkaSettings, tmp_path: Path) -> None:
+    apply_topics(kafka, ClusterShape(SHARDS, 2, 1, single_broker=True))
+
+    async def main() -> None:
+        one, two = make(kafka, tmp_path, "one"), make(kafka, tmp_path, "two")
+        await one.start()
+        await until(lambda: one.serving == [0, 1])
+        await two.start()
+        await until(lambda: len(one.serving) == 1 and len(two.serving) == 1)
+        acknowledged = []
+        for number in range(10):
+            response = await execute([one, two], "START_WORKFLOW", f"w{number}", start(f"w{number}", f"r{number}"))
+            acknowledged.append((f"w{number}", run_id_of(response)))
+        await one.stop()
+        await until(lambda: two.serving == [0, 1])
+        for workflow_id, run_id in acknowledged:
+            assert (await describe(two, workflow_id)).workflow_execution_info.execution.run_id == run_id
+        await two.stop()
+
+    asyncio.run(main())
