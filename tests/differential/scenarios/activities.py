@@ -66,6 +66,18 @@ def activity_heartbeat_details(s: Script) -> None:
     s.complete(s.poll(), s.done())
 
 
+@scenario("15n", "a heartbeat without details is seen all the same")
+def activity_bare_heartbeat(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.activity(heartbeat_timeout=seconds(5)))
+    task = s.poll_activity()
+    s.note_description("before")
+    s.client.call("RecordActivityTaskHeartbeat", namespace=NAMESPACE, task_token=task.task_token, identity=WORKER)
+    s.note_description("after")
+    s.complete_activity(task)
+    s.complete(s.poll(), s.done())
+
+
 @scenario("15f", "an attempt takes too long, and the next one succeeds")
 def activity_start_to_close_retried(s: Script) -> None:
     s.start()

@@ -85,7 +85,6 @@ def refused_starts(s: Script) -> None:
         "a retry policy that shrinks": {"retry_policy": {"backoff_coefficient": 0.5}},
         "a workflow id beyond all limits": {"workflow_id": "x" * 1001},
         "a request id beyond all limits": {"request_id": "x" * 1001},
-        "a start delay of negative length": {"workflow_start_delay": seconds(-1)},
     }
     for label, fields in tries.items():
         s.refused(label, "StartWorkflowExecution", **s.start_fields(**fields))

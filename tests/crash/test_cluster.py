@@ -1,0 +1,80 @@
+"""Two processes of each service: the guides' programs pass, and any one of them may die under load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from crash.conftest import TASK_QUEUE, Cluster
+from crash.load import Load, worker_command
+from support.servers import Process, Server
+
+pytestmark = [pytest.mark.integration, pytest.mark.broker, pytest.mark.slow]
+
+PROGRAMS = Path(__file__).parents[1] / "conformance" / "python" / "programs.py"
+SERVING_AGAIN_SECONDS_MAX = 15.0
+PROBE_SECONDS_MAX = 60.0
+
+
+@pytest.mark.timeout(900)
+def test_two_of_each_service_run_the_programs_and_survive_the_kill_of_any_one(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for address in cluster.addresses:
+        done = subprocess.run(
+            [sys.executable, str(PROGRAMS), address], capture_output=True, text=True, timeout=240, check=False
+        )
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        assert [line["program"] for line in lines if "error" in line] == [], lines
+        assert len(lines) == 6, done.stderr
+    workers = [
+        Process(f"sdk-worker-{n}", worker_command(address, TASK_QUEUE), tmp_path / f"sdk-worker-{n}.log")
+        for n, address in enumerate(cluster.addresses, 1)
+    ]
+    load = Load(cluster.addresses, TASK_QUEUE, in_flight=int(os.environ.get("EVERFOLD_CRASH_IN_FLIGHT", "100")))
+    took: dict[str, float] = {}
+    try:
+        for worker in workers:
+            worker.start()
+        load.start()
+        load.wait_for_progress()
+        for name, service in cluster.services.items():
+            killed_at = time.monotonic()
+            service.kill()
+            _every_shard_and_queue_serves(cluster, name)
+            took[name] = time.monotonic() - killed_at
+            with capsys.disabled():
+                print(f"\nkill -9 of {name}: everything serves again after {took[name]:.1f} s", end="", flush=True)
+            service.start()
+            time.sleep(2)
+        report = load.finish(240)
+    finally:
+        for worker in workers:
+            if worker.running:
+                worker.kill()
+    with capsys.disabled():
+        print(f"\nchecked {report.workflows} workflows with {report.signals} signals", flush=True)
+    assert report.faults == []
+    assert {name: seconds for name, seconds in took.items() if seconds > SERVING_AGAIN_SECONDS_MAX} == {}
+
+
+def _every_shard_and_queue_serves(cluster: Cluster, killed: str) -> None:
+    """Workflows on many shards, with tasks on many queues, all of them complete: through the frontends that live."""
+    alive = [
+        service.address for name, service in cluster.services.items() if isinstance(service, Server) and name != killed
+    ]
+    probe = Path(__file__).parent / "probe.py"
+    done = subprocess.run(
+        [sys.executable, str(probe), *alive],
+        capture_output=True,
+        text=True,
+        timeout=PROBE_SECONDS_MAX + 30,
+        check=False,
+    )
+    assert done.returncode == 0, f"after the kill of {killed}:\n{done.stdout}{done.stderr}"
