@@ -80,7 +80,10 @@ class Scene:
         return ws.PollWorkflowTaskQueueResponse.FromString(response)
 
     async def complete(
-        self, task: ws.PollWorkflowTaskQueueResponse, sticky: bool = False, **results: query_pb2.WorkflowQueryResult
+        self,
+        task: ws.PollWorkflowTaskQueueResponse,
+        sticky: bool = False,
+        results: dict[str, query_pb2.WorkflowQueryResult] | None = None,
     ) -> None:
         request = ws.RespondWorkflowTaskCompletedRequest(
             task_token=task.task_token, identity="worker", query_results=results
@@ -138,7 +141,7 @@ def over(body: Callable[[Scene], Awaitable[None]]) -> Callable[[], None]:
 
         asyncio.run(main())
 
-    run.__name__ = body.__name__  # type: ignore[attr-defined]
+    run.__name__ = body.__name__
     return run
 
 
@@ -278,7 +281,7 @@ async def test_a_query_travels_with_the_pending_workflow_task(scene: Scene) -> N
     ((query_id, asked),) = task.queries.items()
     assert asked.query_type == "state"
     assert [event.event_id for event in task.history.events] == [1, 2, 3]
-    await scene.complete(task, **{query_id: result(b"42")})
+    await scene.complete(task, results={query_id: result(b"42")})
     assert (await query).query_result.payloads[0].data == b"42"
     assert scene.matching.asked == []
     logged = [r for r in scene.world.records(SHARD_LOG.name) if r["kind"] == "COMPLETE_WORKFLOW_TASK"]

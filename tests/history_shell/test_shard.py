@@ -8,7 +8,8 @@ from temporalio.api.errordetails.v1 import message_pb2 as errordetails
 from everfold.history.machine.shard_fold import LogRecord
 from everfold.history.machine.step import Reply
 from everfold.history.ports import ShellLimits
-from everfold.history.shard import HashMismatch, Phase, WrongCluster
+from everfold.history.shard import HashMismatch
+from everfold.history.taking import Phase, WrongCluster
 from everfold.kernel.errors import Code, LogGap, LogTruncated, StatusError
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
@@ -345,3 +346,12 @@ def test_proposals_carry_instance_sequence_and_clock(world: World) -> None:
     assert len({record["proposer"]["instance"] for record in records}) == 1
     assert [record["proposer"]["sequence"] for record in records] == list(range(1, len(records) + 1))
     assert all(record["proposer"]["clock_ns"] > 0 for record in records)
+
+
+@pytest.mark.parametrize("fate", ["unknown", "lost"])
+def test_a_phase_that_is_over_is_not_entered_again(world: World, fate: str) -> None:
+    world.fates[SHARD_LOG.name] = [fate, fate, fate]
+    owner = Owner(world).take()
+    world.run(10 * SECOND_NS)
+    assert owner.shard.serving
+    started(world, owner)

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from temporalio.api.enums.v1 import failed_cause_pb2 as failed_cause
+from temporalio.api.errordetails.v1 import message_pb2 as errordetails
+
 from everfold.history.machine.step import Reply
 from everfold.kernel.errors import Code, StatusError
 
@@ -22,6 +25,16 @@ OnVerdict = Callable[[Verdict], None]
 def unavailable(text: str) -> StatusError:
     """The status for trouble that another try may not meet."""
     return StatusError(Code.UNAVAILABLE, text)
+
+
+def overloaded(text: str) -> StatusError:
+    """The status for what is refused before anything is produced, because too much is under way."""
+    detail = errordetails.ResourceExhaustedFailure(
+        cause=failed_cause.RESOURCE_EXHAUSTED_CAUSE_SYSTEM_OVERLOADED,
+        scope=failed_cause.RESOURCE_EXHAUSTED_SCOPE_SYSTEM,
+    )
+    name = detail.DESCRIPTOR.full_name
+    return StatusError(Code.RESOURCE_EXHAUSTED, text, ((name, detail.SerializeToString(deterministic=True)),))
 
 
 class _Proposal(NamedTuple):

@@ -3,15 +3,7 @@
 The shell performs what the fold returns as values, and feeds it what it needs as records. It has no thread, no sleep
 and no clock of its own (`ports`), so the simulator runs this very code.
 
-Taking a shard goes through phases, in this order, and nothing leaves before the last (architecture, law 5):
-
-    OPENING      asks for the end of the log; the consumer starts behind the applied offset, with its leader epoch
-    CATCHING_UP  folds up to that end; effects are dropped: their first owner had them, or the store still has them
-    GENESIS      the log is empty: Genesis is appended and folded
-    TAKING       ShardTaken is appended and folded: it carries the shard's clock over the time in which nobody ran
-    SETTING      settings differ from those in the log: SettingsChanged is appended and folded
-    SERVING      outputs, hand-offs, timers, ingress, RPCs
-    CLOSED       given up, by whoever asked or for trouble; everybody who waited has been answered
+It is taken in phases (`taking`), and nothing leaves before the last, SERVING (architecture, law 5).
 
 One batch of records is one turn: each record is folded and its proposer answered; then all rows, the applied offset and
 the outbox go to the store in one write; then outputs are sent, tasks handed on, timers set. An exception that is not a
@@ -21,14 +13,12 @@ verdict of the fold gives the shard up with nothing written: the log refolds it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from temporalio.api.enums.v1 import failed_cause_pb2 as failed_cause
-from temporalio.api.errordetails.v1 import message_pb2 as errordetails
 
 from everfold.history.barrier import Barrier
+from everfold.history.gates import NamespaceGate
 from everfold.history.hashes import HashRing
 from everfold.history.machine.step import DueTimer, Reply, Step, TaskOffer
 from everfold.history.marks import read_marks
@@ -46,14 +36,13 @@ from everfold.history.ports import (
     ShellGuards,
     ShellLimits,
 )
-from everfold.history.proposals import OnVerdict, Proposals, Verdict, unavailable
+from everfold.history.proposals import OnVerdict, Proposals, Verdict, overloaded, unavailable
 from everfold.history.skew import ClockSkew
+from everfold.history.taking import Phase, Taking
 from everfold.history.timers import ShardClock, Timers
 from everfold.history.waiters import Waiters
-from everfold.kernel.errors import Code, LogTruncated, ShardLost, StatusError
+from everfold.kernel.errors import LogTruncated, ShardLost, StatusError
 from everfold.kernel.ids import Origin, record_key
-from everfold.kernel.limits import DEFAULTS
-from everfold.kernel.time import MILLISECOND_NS
 from everfold.schemas.codec import encode_shard_record
 from everfold.schemas.topics import SHARD_LOG
 
@@ -62,28 +51,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("history")
 
-_RETRY_NS: Final = 500 * MILLISECOND_NS
-"""Pause before a step of taking the shard is tried again."""
-
-
-class Phase(Enum):
-    """Where the shard is on its way to serving; see the module's text."""
-
-    OPENING = "opening"
-    CATCHING_UP = "catching up"
-    GENESIS = "genesis"
-    TAKING = "taking"
-    SETTING = "setting"
-    SERVING = "serving"
-    CLOSED = "closed"
-
 
 class HashMismatch(ShardLost):
     """The state hash that the log holds for an offset is not the one that this fold had there."""
-
-
-class WrongCluster(ShardLost):
-    """The log belongs to another cluster, or was made for another number of shards."""
 
 
 class Shard:
@@ -114,11 +84,8 @@ class Shard:
     ) -> None:
         self.shard = shard
         self.fold = fold
-        self.phase = Phase.OPENING
         self._store = store
         self._ports = ports
-        self._identity = identity
-        self._settings = dict(settings)
         self._namespaces = namespaces
         self._listener = listener
         self.limits = limits or ShellLimits()
@@ -148,137 +115,48 @@ class Shard:
             self.limits.timers_in_flight_max,
             self._metrics,
         )
+        self._taking = Taking(
+            shard,
+            fold,
+            ports,
+            identity,
+            settings,
+            self._propose_internal,
+            self._lose,
+            epoch_check=self._guards.epoch_check,
+        )
         self._hashes = HashRing(self.limits.hash_ring)
         self._refolded_from_start = fold.meta.applied_offset < 0
         #: called after each batch that was written, e.g. by ingress and queries
         self.after_batch: list[Callable[[Sequence[Step]], None]] = []
         #: called once when the shard is closed, with the status for those who wait in the hook's owner
         self.on_close: list[Callable[[StatusError], None]] = []
-        #: namespace id -> those who wait for the fold of its NamespaceChanged
-        self._namespace_gates: dict[str, list[Callable[[StatusError | None], None]]] = {}
+        self._gate = NamespaceGate(namespaces, lambda key: fold.meta.namespaces.get(key, -1), self._append_namespace)
         #: called when the shard serves or is closed, then dropped
         self._on_settled: list[Callable[[], None]] = []
-        self._resumed_at = fold.meta.applied_offset + 1
-        self._end_at_take: int | None = None
-        self._to_finish = False
         self._timer_was_early = False
         self._paused = False
         self._folding = False
-        self._retry: Cancellable | None = None
         self.closed_because: BaseException | None = None
 
     # ---- taking -----------------------------------------------------------------------------------------------------
 
     def resume_position(self) -> tuple[int, int]:
         """(offset, leader epoch of the record before it, or -1): where the consumer of the log has to start."""
-        meta = self.fold.meta
-        epoch = meta.applied_epoch if self._guards.epoch_check and meta.applied_offset >= 0 else -1
-        return meta.applied_offset + 1, epoch
+        return self._taking.resume_position()
 
     def start(self) -> None:
         """Begin to take the shard. The consumer may be started before or after."""
-        self._ports.request_end_offset(SHARD_LOG.name, self.shard, self._end_known)
+        self._taking.start()
 
-    def _end_known(self, end: int | None) -> None:
-        if self.phase is not Phase.OPENING:
-            return
-        if end is None:
-            self._later(self.start)
-            return
-        # Records may have been folded since the question, so the end is compared with where the store resumed. (A tail
-        # that was lost and written anew is found by the consumer, which resumes with the leader epoch.)
-        applied = self._resumed_at - 1
-        if end <= applied and self._guards.epoch_check:
-            lost = applied + 1 - end
-            self.on_log_error(
-                LogTruncated(
-                    f"shard {self.shard}: the log ends at offset {end}, the store has applied offset {applied}: "
-                    f"{lost} acknowledged record{'s' if lost > 1 else ''} lost by Kafka; "
-                    "the store is wiped and refolded from what is left"
-                )
-            )
-            return
-        self._end_at_take = end
-        self.phase = Phase.CATCHING_UP
-        self._advance()
-
-    def _advance(self) -> None:
-        """Go on with taking the shard, as far as what has been folded allows."""
-        meta = self.fold.meta
-        if self.phase in (Phase.OPENING, Phase.CATCHING_UP):
-            if self._end_at_take is None or meta.applied_offset + 1 < self._end_at_take:
-                return
-            if meta.applied_offset < 0:
-                self._enter(Phase.GENESIS)
-            elif self._check_identity():
-                self._enter(Phase.TAKING)
-        elif self.phase is Phase.GENESIS and meta.applied_offset >= 0 and self._check_identity():
-            # Another owner's Genesis may have been first; the fold has ignored ours then.
-            self._enter(Phase.TAKING)
-
-    def _enter(self, phase: Phase) -> None:
-        self.phase = phase
-        me = self._identity
-        if phase is Phase.GENESIS:
-            body: dict[str, Any] = {
-                "cluster_id": me.cluster_id,
-                "shard": self.shard,
-                "shard_count": me.shard_count,
-                "feature_level": me.feature_level,
-            }
-            self._append_step("GENESIS", body, phase, None)
-        elif phase is Phase.TAKING:
-            self._append_step("SHARD_TAKEN", {"owner": me.owner}, phase, Phase.SETTING)
-        elif phase is Phase.SETTING:
-            # The record replaces what the shard knew: a setting that it does not name has its default again.
-            wanted = {n: v for n, v in self._settings.items() if n in DEFAULTS and v != DEFAULTS[n]}
-            if wanted != {n: v for n, v in self.fold.meta.settings.items() if v != DEFAULTS.get(n)}:
-                self._append_step("SETTINGS_CHANGED", {"settings": wanted}, phase, Phase.SERVING)
-            else:
-                self._to_finish = True
-                if not self._folding:
-                    self._finish_taking()
-
-    def _append_step(self, kind: str, body: dict[str, Any], phase: Phase, following: Phase | None) -> None:
-        def verdict(result: Verdict) -> None:
-            if self.phase is not phase:
-                return
-            if isinstance(result, StatusError) or result.error is not None:
-                error = result if isinstance(result, StatusError) else result.error
-                log.warning("could not take the shard yet", shard=self.shard, record=kind, error=str(error))
-                self._later(lambda: self._enter(phase))
-            elif following is Phase.SERVING:
-                self._to_finish = True
-            elif following is not None:
-                self._enter(following)
-
-        self._propose_internal(kind, body, verdict)
-
-    def _later(self, action: Callable[[], None]) -> None:
-        def run() -> None:
-            self._retry = None
-            if self.phase is not Phase.CLOSED:
-                action()
-
-        self._retry = self._ports.call_later(_RETRY_NS, run)
-
-    def _check_identity(self) -> bool:
-        meta, me = self.fold.meta, self._identity
-        if (meta.cluster_id, meta.shard_count) == (me.cluster_id, me.shard_count):
-            return True
-        self.on_log_error(
-            WrongCluster(
-                f"shard {self.shard}: its log says cluster {meta.cluster_id} with {meta.shard_count} shards, "
-                f"this owner is of cluster {me.cluster_id} with {me.shard_count}; "
-                "check the bootstrap servers, the topic prefix and the number of shards"
-            )
-        )
-        return False
+    @property
+    def phase(self) -> Phase:
+        """How far the shard is."""
+        return self._taking.phase
 
     def _finish_taking(self) -> None:
         """Everything is folded and written: let outputs, hand-offs and timers leave."""
-        self._to_finish = False
-        self.phase = Phase.SERVING
+        self._taking.phase = Phase.SERVING
         meta = self.fold.meta
         self.clock.folded(meta.clock_ns)
         sent = None if meta.outputs_sent is None else Origin("SHARD_LOG", self.shard, *meta.outputs_sent)
@@ -374,8 +252,8 @@ class Shard:
             self.clock.folded(self.fold.meta.clock_ns)
         self._metrics.count("records_folded" if serving else "records_refolded", len(steps), shard=self._label)
         if self.phase is not Phase.SERVING:
-            self._advance()
-            if self._to_finish:
+            self._taking.advance()
+            if self._taking.ready:
                 self._finish_taking()
             return
         outputs = [row for step in steps for row in step.outputs]
@@ -445,7 +323,7 @@ class Shard:
         if self.phase is not Phase.SERVING:
             on_verdict(self._not_serving())
             return
-        if bounded and len(self._proposals) >= self.limits.in_flight_max:
+        if bounded and len(self._proposals) + self._gate.held_back >= self.limits.in_flight_max:
             on_verdict(self.overloaded())
             return
 
@@ -455,51 +333,26 @@ class Shard:
                 return
             self._append(kind, namespace_id, workflow_id, run_id, body, on_verdict, trace)
 
-        if not gated or not namespace_id or self._knows(namespace_id):
+        if not gated or not namespace_id or self._gate.open_for(namespace_id):
             append(None)
         else:
             self.tell_namespace(namespace_id, append)
 
     def overloaded(self) -> StatusError:
         """The status for an RPC that comes when too much is in flight."""
-        detail = errordetails.ResourceExhaustedFailure(
-            cause=failed_cause.RESOURCE_EXHAUSTED_CAUSE_SYSTEM_OVERLOADED,
-            scope=failed_cause.RESOURCE_EXHAUSTED_SCOPE_SYSTEM,
-        )
-        return StatusError(
-            Code.RESOURCE_EXHAUSTED,
-            f"shard {self.shard} has {len(self._proposals)} records in flight",
-            ((detail.DESCRIPTOR.full_name, detail.SerializeToString(deterministic=True)),),
-        )
+        return overloaded(f"shard {self.shard} has {len(self._proposals)} records in flight")
 
     def tell_namespace(self, namespace_id: str, then: Callable[[StatusError | None], None]) -> None:
-        """Call `then(None)` once the shard knows the namespace at the version that this process knows.
+        """Call `then(None)` once the shard knows the namespace at the version that this process knows."""
+        self._gate.pass_through(namespace_id, then)
 
-        The record is folded before anything that needs it is appended: were both on their way, the first could fail and
-        the second be folded without it.
-        """
-        if self._knows(namespace_id):
-            then(None)
-            return
-        waiting = self._namespace_gates.get(namespace_id)
-        if waiting is not None:
-            waiting.append(then)
-            return
-        self._namespace_gates[namespace_id] = [then]
-        known = self._namespaces.get(namespace_id)
-        assert known is not None  # _knows is true for what nobody knows: the fold refuses it
-        version, row = known
-
+    def _append_namespace(
+        self, namespace_id: str, version: int, row: bytes, told: Callable[[StatusError | None], None]
+    ) -> None:
         def verdict(result: Verdict) -> None:
-            error = result if isinstance(result, StatusError) else result.error
-            for waiter in self._namespace_gates.pop(namespace_id, []):
-                waiter(error)
+            told(result if isinstance(result, StatusError) else result.error)
 
         self._append("NAMESPACE_CHANGED", namespace_id, "", "", {"version": version, "namespace": row}, verdict, None)
-
-    def _knows(self, namespace_id: str) -> bool:
-        known = self._namespaces.get(namespace_id)
-        return known is None or self.fold.meta.namespaces.get(namespace_id, -1) >= known[0]
 
     def _propose_internal(self, kind: str, body: dict[str, Any], on_verdict: OnVerdict) -> None:
         self._append(kind, "", "", "", body, on_verdict, None)
@@ -665,19 +518,14 @@ class Shard:
         """Stop: everybody who waits gets UNAVAILABLE, nothing is sent or written any more. Idempotent."""
         if self.phase is Phase.CLOSED:
             return
-        self.phase = Phase.CLOSED
+        self._taking.close()
         self.closed_because = reason or ShardLost("the shard was handed over")
-        if self._retry is not None:
-            self._retry.cancel()
         self._timers.close()
         self._announcer.close()
         self.outbox.close()
         status = self._not_serving()
         self.barrier.close(status)
-        for waiting in list(self._namespace_gates.values()):
-            for waiter in waiting:
-                waiter(status)
-        self._namespace_gates.clear()
+        self._gate.close(status)
         self._proposals.close(status)
         self.waiters.close()
         for hook in self.on_close:
