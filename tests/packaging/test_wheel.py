@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from support.servers import answers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,3 +89,30 @@ def test_the_wheel_runs_from_an_empty_directory_without_the_checkout(installed: 
 def test_schemas_are_read_from_the_wheel(installed: Path) -> None:
     code = "from everfold.schemas import codec; print(sorted(n for n in dir(codec) if n.startswith('encode'))[0])"
     assert run(installed, "python", "-c", code).startswith("encode")
+
+
+@pytest.mark.broker
+@pytest.mark.timeout(180)
+def test_start_dev_runs_from_the_wheel_in_an_empty_directory(installed: Path) -> None:
+    script = str(installed / "venv" / "bin" / "everfold")
+    command = [script, "server", "start-dev", "--ephemeral", "--port", "0"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
+    with (installed / "server.log").open("w+") as log:
+        server = subprocess.Popen(command, cwd=installed / "work", env=env, stdout=log, stderr=log)
+        try:
+            address = wait_for_address(server, Path(log.name))
+            assert answers(address)
+        finally:
+            server.terminate()
+            assert server.wait(30) == 0
+    assert not list((installed / "work").iterdir())
+
+
+def wait_for_address(server: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 120
+    while True:
+        if found := re.search(r"gRPC:\s+(\S+)", log.read_text()):
+            return found[1]
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
