@@ -2,6 +2,7 @@
 
     KafkaSettings      how to reach the cluster
     Producer           idempotent, delivery reports on the loop
+    PromptProducer     for records somebody waits for: at once when few, gathered when many
     LogConsumer        assigned partitions from given positions, batches handed to the loop
     EndOffsets         where partitions end, for many waiters at once
     GroupMembership    which process owns which partitions
@@ -15,6 +16,7 @@ from everfold.runtime.kafka.errors import KafkaTrouble, KafkaUnavailable, Produc
 from everfold.runtime.kafka.group import GroupMembership
 from everfold.runtime.kafka.offsets import EndOffsets
 from everfold.runtime.kafka.producer import Delivery, Headers, Producer
+from everfold.runtime.kafka.prompt import PromptProducer
 from everfold.runtime.kafka.settings import KafkaSettings
 
 __all__ = [
@@ -29,4 +31,5 @@ __all__ = [
     "PartitionTrouble",
     "Producer",
     "ProducerQueueFull",
+    "PromptProducer",
 ]

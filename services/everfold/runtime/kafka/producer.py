@@ -45,7 +45,10 @@ log = structlog.get_logger("kafka.producer")
 
 
 class Producer:
-    """Sends records; loop thread only."""
+    """Sends records; loop thread only.
+
+    A new one serves after half a second (librdkafka's pause before it asks for a producer id), so make it early.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,8 @@ class Producer:
             queue_bytes_max: bytes that may be outstanding.
             delivery_seconds_max: after which a record is reported as failed; it may be in the log nevertheless.
             on_replaced: called when a fatal error replaced the producer, after all reports of the old one.
-            config: further librdkafka properties, underscores for dots.
+            config: further librdkafka properties, underscores for dots. `linger_ms` is 0: a record leaves at once, and
+                each costs a request of its own while few are under way. Where nobody waits, give it some milliseconds.
         """
         self._config = settings.client(
             name,
@@ -96,7 +100,7 @@ class Producer:
 
     @property
     def outstanding(self) -> int:
-        """Records not yet reported on, and reports not yet polled."""
+        """Records not yet reported on, and reports (and librdkafka's own notices) not yet polled."""
         return len(self._producer)
 
     def produce(
