@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,6 +142,28 @@ os._exit(9)
     assert [store.get(b"row%d" % n) for n in range(applied + 1)] == [b"x"] * (applied + 1)
     assert store.get(b"row%d" % (applied + 1)) is None
     store.close()
+
+
+def test_rows_are_written_and_read_while_another_thread_flushes_and_closes(tmp_path: Path, memory: StoreMemory) -> None:
+    store = reopened(tmp_path, memory)
+
+    def flush_often() -> None:
+        for _ in range(20):
+            store.flush()
+
+    flushing = [threading.Thread(target=flush_often) for _ in range(2)]
+    for thread in flushing:
+        thread.start()
+    for number in range(300):
+        store.write({b"%d" % number: b"x" * 100})
+        assert store.get(b"%d" % number) is not None
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    for thread in (*flushing, closing):
+        thread.join()
+    again = reopened(tmp_path, memory)
+    assert sum(1 for _ in again.scan(b"0", b":")) == 300
+    again.close()
 
 
 def test_a_store_of_another_cluster_is_refused(tmp_path: Path, memory: StoreMemory) -> None:

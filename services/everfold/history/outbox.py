@@ -40,6 +40,7 @@ class Outbox:
         resend: bool = True,
     ) -> None:
         self._rows_after = rows_after
+        self._metrics = metrics or NoMetrics()
         self._on_progress = on_progress
         self._limits = limits
         self._chains = Chains(ports, self._acknowledged, metrics=metrics, resend=resend)
@@ -117,6 +118,7 @@ class Outbox:
         self._window.append(entry)
         self._window_bytes += entry.size
         self._cursor = row.origin
+        self._metrics.count("outputs_sent", topic=row.topic)
         self._chains.send(entry)
 
     def _acknowledged(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -144,7 +144,8 @@ class HistoryServer:
         self.on_fatal = on_fatal or (lambda error: log.critical("history cannot go on", error=str(error)))
         self._membership = membership
         self._tenures: dict[int, _Tenure] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        #: asyncio keeps only weak references to tasks
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Join the group. Shards are taken in the background; `serving` says which are."""
@@ -174,12 +175,12 @@ class HistoryServer:
         await self.log_consumer.start()
         await self.commands_consumer.start()
         await self._group.start()
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._flush_for_ever()), loop.create_task(self._watch_for_ever())]
+        self.in_background(self._flush_for_ever())
+        self.in_background(self._watch_for_ever())
 
     async def stop(self) -> None:
         """Leave the group, answer everybody, flush and close the stores."""
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         if hasattr(self, "_group"):
             await self._group.stop()  # revokes what is held
@@ -201,6 +202,12 @@ class HistoryServer:
         if self._membership is not None:
             self._membership.set_partitions("history", self.serving)
         self.metrics.gauge("shards_owned", len(self.serving))
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the rest, until it ends or the process stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def run_cache_share(self) -> int:
         """One shard's part of the run cache: as if the shards were spread over no other process."""
@@ -497,9 +504,7 @@ class _Tenure:
         server.log_consumer.assign(server.log_topic, self.number, *self._held.shard.resume_position())
         if self._paused_by_shard:
             server.log_consumer.pause(server.log_topic, self.number)
-        task = asyncio.get_running_loop().create_task(consumer.stop())
-        task.add_done_callback(lambda _: None)
-        server._tasks.append(task)
+        server.in_background(consumer.stop())
 
     def _switch(self, pause: bool) -> None:
         self._paused_by_shard = pause
@@ -532,8 +537,7 @@ class _Tenure:
         self._server.metrics.count("records_rejected", reason="LOST")
         server = self._server
         server.commands_consumer.unassign(server.commands_topic, self.number)
-        task = asyncio.get_running_loop().create_task(self._resume_commands(offset))
-        server._tasks.append(task)
+        server.in_background(self._resume_commands(offset))
 
     async def _resume_commands(self, wanted: int) -> None:
         server = self._server

@@ -43,6 +43,7 @@ from everfold.history.timers import ShardClock, Timers
 from everfold.history.waiters import Waiters
 from everfold.kernel.errors import LogTruncated, ShardLost, StatusError
 from everfold.kernel.ids import Origin, record_key
+from everfold.kernel.time import SECOND_NS
 from everfold.schemas.codec import encode_shard_record
 from everfold.schemas.topics import SHARD_LOG
 
@@ -198,6 +199,7 @@ class Shard:
         if self.phase is Phase.CLOSED:
             return
         serving = self.phase is Phase.SERVING
+        began_ns = self._ports.boottime_ns()
         steps: list[Step] = []
         self._folding = True
         try:
@@ -219,6 +221,7 @@ class Shard:
             return
         finally:
             self._folding = False
+        self._metrics.observe("fold_batch_seconds", (self._ports.boottime_ns() - began_ns) / SECOND_NS)
         try:
             self._after_write(steps, serving)
         except Exception as trouble:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -89,6 +90,8 @@ class RocksStore:
         self._no_wal = WriteOptions()
         self._no_wal.disable_wal = True  # type: ignore[method-assign, assignment]  # a property; the stub says method
         self._closed = False
+        #: a flush on another thread and a close on a third must not meet: rocksdict refuses the second
+        self._exclusive = threading.Lock()
 
     def get(self, key: bytes) -> bytes | None:
         """The row's value, or None."""
@@ -130,14 +133,16 @@ class RocksStore:
 
     def flush(self) -> None:
         """Write the memtables to disk. May take long; gives up the GIL, so call it on another thread."""
-        if not self._closed:
-            self._db.flush(True)
+        with self._exclusive:
+            if not self._closed:
+                self._db.flush(True)
 
     def close(self) -> None:
         """Flush and close. Idempotent. May take long; call it on another thread, with no scan under way."""
-        if not self._closed:
-            self._closed = True
-            self._db.close()
+        with self._exclusive:
+            if not self._closed:
+                self._closed = True
+                self._db.close()
 
 
 def open_store(data_dir: Path, shard: int, cluster_id: str, memory: StoreMemory) -> RocksStore:
