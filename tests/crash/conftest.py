@@ -12,7 +12,7 @@ import pytest
 
 from crash.load import Load, worker_command
 from support.metrics import sample
-from support.servers import LOOPBACK, Process, Server, everfold_command, everfold_server, free_port
+from support.servers import LOOPBACK, Process, Server, everfold_command, everfold_server, free_port, logs_kept
 
 BROKER_HOST = Path(__file__).parent / "broker_host.py"
 TASK_QUEUE = "crash"
@@ -82,13 +82,14 @@ class Stand:
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Iterator[Stand]:
+def stand(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stand]:
     stand = Stand(tmp_path, int(os.environ.get("EVERFOLD_CRASH_IN_FLIGHT", "200")))
-    try:
-        stand.start()
-        yield stand
-    finally:
-        stand.stop()
+    with logs_kept(tmp_path, request):
+        try:
+            stand.start()
+            yield stand
+        finally:
+            stand.stop()
 
 
 class Cluster:
@@ -151,10 +152,11 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+    with logs_kept(tmp_path, request):
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()

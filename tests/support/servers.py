@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,9 @@ from typing import Any, Final
 
 import grpc
 import psutil
+import pytest
+
+from support.toolchains import REPOSITORY
 
 LOOPBACK: Final = "127.0.0.1"
 READY_SECONDS: Final = 60.0
@@ -291,6 +295,23 @@ def cli(address: str, *arguments: str, timeout: float = 30.0, check: bool = True
 def cli_json(address: str, *arguments: str, timeout: float = 30.0) -> object:
     """Runs the `temporal` command with JSON output and returns what it printed."""
     return json.loads(cli(address, *arguments, "--output", "json", timeout=timeout).stdout)
+
+
+@contextlib.contextmanager
+def logs_kept(directory: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Copies the logs below a directory to `.cache/test-logs/` when a test failed meanwhile, and says where."""
+    failed = request.session.testsfailed
+    try:
+        yield
+    finally:
+        if request.session.testsfailed > failed:
+            kept = REPOSITORY / ".cache" / "test-logs" / re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:80]
+            shutil.rmtree(kept, ignore_errors=True)
+            for log in directory.rglob("*.log"):
+                if log.is_file() and "data" not in log.relative_to(directory).parts:
+                    kept.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(log, kept / log.name)
+            print(f"logs of the servers: {kept}")
 
 
 @contextlib.contextmanager
