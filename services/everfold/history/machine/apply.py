@@ -15,7 +15,18 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 from everfold.history.machine import events
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize, time_ns
-from everfold.history.machine.state import Activity, Run, Status, TaskKind, UserTimer, WorkflowTask
+from everfold.history.machine.state import (
+    Activity,
+    Child,
+    External,
+    Run,
+    Status,
+    TaskKind,
+    Update,
+    UpdateStage,
+    UserTimer,
+    WorkflowTask,
+)
 from everfold.kernel.errors import InvariantViolation
 from everfold.kernel.retry import coefficient_ratio
 
@@ -68,6 +79,17 @@ def _started(run: Run, event: Event) -> None:
     ):
         run.run_expires_at_ns = run.execution_expires_at_ns
     run.attempt = a.attempt
+    run.retry_policy = serialize(a.retry_policy) if a.HasField("retry_policy") else b""
+    run.cron_schedule = a.cron_schedule
+    if a.parent_workflow_execution.workflow_id:
+        parent = a.parent_workflow_execution
+        run.parent = [
+            a.parent_workflow_namespace_id,
+            a.parent_workflow_namespace,
+            parent.workflow_id,
+            parent.run_id,
+            a.parent_initiated_event_id,
+        ]
     run.memo = {key: serialize(a.memo.fields[key]) for key in sorted(a.memo.fields)}
     fields = a.search_attributes.indexed_fields
     run.search_attributes = {key: serialize(fields[key]) for key in sorted(fields)}
@@ -91,6 +113,9 @@ def _closed(status: Status) -> Applier:
         run.activity_ids.clear()
         run.timers.clear()
         run.buffered.clear()
+        run.externals.clear()
+        attributes = getattr(event, str(event.WhichOneof("attributes")))
+        run.successor_run_id = getattr(attributes, "new_execution_run_id", "")
 
     return apply
 
@@ -100,6 +125,7 @@ applies(events.FAILED)(_closed(Status.FAILED))
 applies(events.CANCELED)(_closed(Status.CANCELED))
 applies(events.TERMINATED)(_closed(Status.TERMINATED))
 applies(events.TIMED_OUT)(_closed(Status.TIMED_OUT))
+applies(events.CONTINUED_AS_NEW)(_closed(Status.CONTINUED_AS_NEW))
 
 
 @applies(events.SIGNALED)
@@ -223,6 +249,13 @@ def end_failed_task(run: Run, *, count: bool) -> None:
         run.sticky_queue = ""
     run.workflow_task = None
     run.workflow_task_attempt = run.workflow_task_attempt + 1 if count else 1
+    unsend_updates(run)
+
+
+def unsend_updates(run: Run) -> None:
+    """The task that carried them is gone: admitted updates travel again with the next."""
+    for update in run.updates.values():
+        update.sent = False
 
 
 def make_transient(task: WorkflowTask) -> None:
@@ -332,6 +365,94 @@ def heartbeat_activity(activity: Activity, at_ns: int, details: bytes | None) ->
     activity.last_heartbeat_at_ns = at_ns
     if details is not None:
         activity.heartbeat_details = details
+
+
+# ---- children and other workflows ------------------------------------------------------------------------------------
+
+
+@applies(events.CHILD_INITIATED)
+def _child_initiated(run: Run, event: Event) -> None:
+    a = event.start_child_workflow_execution_initiated_event_attributes
+    child = Child()
+    child.initiated_event_id = event.event_id
+    child.namespace, child.namespace_id = a.namespace, a.namespace_id
+    child.workflow_id = a.workflow_id
+    child.workflow_type = a.workflow_type.name
+    child.parent_close_policy = a.parent_close_policy
+    run.children[event.event_id] = child
+
+
+@applies(events.CHILD_STARTED)
+def _child_started(run: Run, event: Event) -> None:
+    a = event.child_workflow_execution_started_event_attributes
+    child = run.children[a.initiated_event_id]
+    child.run_id = a.workflow_execution.run_id
+    child.started = True
+    child.started_event_id = event.event_id
+
+
+@applies(events.CHILD_START_FAILED)
+def _child_start_failed(run: Run, event: Event) -> None:
+    del run.children[event.start_child_workflow_execution_failed_event_attributes.initiated_event_id]
+
+
+@applies(*sorted(events.CHILD_CLOSED))
+def _child_closed(run: Run, event: Event) -> None:
+    del run.children[getattr(event, str(event.WhichOneof("attributes"))).initiated_event_id]
+
+
+def _external_initiated(kind: str) -> Applier:
+    def apply(run: Run, event: Event) -> None:
+        a = getattr(event, str(event.WhichOneof("attributes")))
+        external = External()
+        external.initiated_event_id = event.event_id
+        external.kind = kind
+        external.namespace, external.namespace_id = a.namespace, a.namespace_id
+        external.workflow_id = a.workflow_execution.workflow_id
+        external.run_id = a.workflow_execution.run_id
+        external.control = a.control
+        run.externals[event.event_id] = external
+
+    return apply
+
+
+applies(events.SIGNAL_EXTERNAL_INITIATED)(_external_initiated("signal"))
+applies(events.CANCEL_EXTERNAL_INITIATED)(_external_initiated("cancel"))
+
+
+@applies(
+    events.SIGNAL_EXTERNAL_FAILED,
+    events.EXTERNAL_SIGNALED,
+    events.CANCEL_EXTERNAL_FAILED,
+    events.EXTERNAL_CANCEL_REQUESTED,
+)
+def _external_answered(run: Run, event: Event) -> None:
+    run.externals.pop(getattr(event, str(event.WhichOneof("attributes"))).initiated_event_id, None)
+
+
+# ---- updates --------------------------------------------------------------------------------------------------------
+
+
+@applies(events.UPDATE_ACCEPTED)
+def _update_accepted(run: Run, event: Event) -> None:
+    a = event.workflow_execution_update_accepted_event_attributes
+    update = run.updates.get(a.protocol_instance_id)
+    if update is None:  # rebuilt from events alone
+        update = run.updates[a.protocol_instance_id] = Update()
+        update.update_id = a.protocol_instance_id
+        run.updates_total += 1
+    update.stage = UpdateStage.ACCEPTED
+    update.accepted_event_id = event.event_id
+    update.request = b""
+    update.sent = False
+
+
+@applies(events.UPDATE_COMPLETED)
+def _update_completed(run: Run, event: Event) -> None:
+    a = event.workflow_execution_update_completed_event_attributes
+    update = run.updates[a.meta.update_id]
+    update.stage = UpdateStage.COMPLETED
+    update.completed_event_id = event.event_id
 
 
 # ---- timers ---------------------------------------------------------------------------------------------------------

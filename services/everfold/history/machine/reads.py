@@ -21,6 +21,7 @@ from everfold.history.machine.context import NamespaceInfo
 from everfold.history.machine.decide.search_attributes import PREDEFINED
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.events import framed, parse_history, serialize, set_time, varint
+from everfold.history.machine.history_rows import batch_start
 from everfold.history.machine.rejections import invalid, workflow_not_found
 from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.state import Activity, Run
@@ -69,7 +70,7 @@ def page(fold: ShardFold, run: Run, first: int, end: int, events_max: int = PAGE
     parts: list[bytes] = []
     at = first
     limit = min(end, first + events_max)
-    start = _batch_start(fold, run, first)
+    start = batch_start(fold.rows, run, first)
     rows = fold.rows.scan(*keys.history_range(run.slot, run.run_id, start, end))
     previous: tuple[int, bytes] | None = None
     for key, row in rows:
@@ -84,13 +85,6 @@ def page(fold: ShardFold, run: Run, first: int, end: int, events_max: int = PAGE
         parts.append(_cut(previous, first, run.next_event_id, end))
         at = min(run.next_event_id, end)
     return Page(b"".join(parts), at)
-
-
-def _batch_start(fold: ShardFold, run: Run, event_id: int) -> int:
-    """First event id of the batch that has the event."""
-    for key, _ in fold.rows.scan(*keys.history_range(run.slot, run.run_id, 0, event_id + 1), reverse=True):
-        return keys.first_event_id(key)
-    return event_id
 
 
 def _cut(batch: tuple[int, bytes], first: int, batch_end: int, end: int) -> bytes:

@@ -16,6 +16,7 @@ from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.events import serialize, set_time
+from everfold.history.machine.protocol import messages_for
 from everfold.history.machine.state import Activity, Run, WorkflowTask
 from everfold.history.machine.step import HistoryRange, Reply, RunKey
 from everfold.kernel.tokens import (
@@ -69,6 +70,7 @@ def workflow_task_message(run: Run, task: WorkflowTask) -> ws.PollWorkflowTaskQu
     response.workflow_execution_task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
     set_time(response.scheduled_time, task.scheduled_at_ns)
     set_time(response.started_time, task.started_at_ns)
+    response.messages.extend(messages_for(run))
     return response
 
 

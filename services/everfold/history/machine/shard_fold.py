@@ -21,7 +21,17 @@ from everfold.history.machine import keys
 from everfold.history.machine.cache import RunCache
 from everfold.history.machine.context import NamespaceInfo, StepContext, run_row
 from everfold.history.machine.deadlines import next_deadline
-from everfold.history.machine.decide import activity, namespace, signal, start, terminate, timers, workflow_task
+from everfold.history.machine.decide import (
+    activity,
+    cross_run,
+    namespace,
+    signal,
+    start,
+    terminate,
+    timers,
+    updates,
+    workflow_task,
+)
 from everfold.history.machine.outputs import emit_visibility
 from everfold.history.machine.rejections import namespace_not_found
 from everfold.history.machine.rows import Rows, RowStore
@@ -215,9 +225,13 @@ class ShardFold:
         place = (origin["epoch"], origin["offset"], origin["index"])
         source = f"{origin['source']}/{origin['partition']}"
         last = self.meta.received.get(source)
-        if self.guards.origin_chain and last is not None and place <= last:
-            ctx.step.ignored = True
-            return True
+        before = body["predecessor"]
+        if self.guards.origin_chain:
+            repeat = last is not None and place <= last
+            gap = before is not None and (last is None or (before["epoch"], before["offset"], before["index"]) > last)
+            if repeat or gap:  # what is missing before a gap is sent again, and this after it
+                ctx.step.ignored = True
+                return True
         self.meta.received[source] = place
         if origin["source"] == "COMMANDS":
             self.meta.commands_epoch, self.meta.commands_offset = origin["epoch"], origin["offset"]
@@ -253,6 +267,11 @@ class ShardFold:
         payload = body["body"]
         if by_run is not None:
             return by_run(ctx, self._run_of(ctx, body), payload)
+        if kind == "CROSS_RUN":
+            known = self._told_namespace(ctx, body)
+            return cross_run.decide_cross_run(
+                ctx, known, body["workflow_id"], body["run_id"], payload["message_kind"], payload["message"]
+            )
         registry = namespace.DECIDERS.get(kind)
         if registry is not None:
             return registry(ctx, self.meta.namespaces, payload["message"])
@@ -263,6 +282,18 @@ class ShardFold:
         if known is None:
             raise namespace_not_found(body["namespace_id"])
         return by_namespace(ctx, known, payload["message"])
+
+    def _told_namespace(self, ctx: StepContext, body: Record) -> NamespaceInfo | None:
+        """The namespace of a message. A child's start brings its namespace along, as this shard may not know it yet."""
+        payload = body["body"]
+        if payload["message_kind"] == "StartChild":
+            told = msgpack.unpackb(payload["message"])["namespace"]
+            version = codec.decode(told)[1]["version"]
+            if version > self.meta.namespaces.get(body["namespace_id"], -1):
+                ctx.rows.put(keys.namespace(body["namespace_id"]), told)
+                self.meta.namespaces[body["namespace_id"]] = version
+                ctx.forget_namespace(body["namespace_id"])
+        return ctx.namespace(body["namespace_id"])
 
     def _run_of(self, ctx: StepContext, body: Record) -> Run | None:
         known = ctx.namespace(body["namespace_id"])
@@ -609,6 +640,7 @@ _BY_NAMESPACE: Final[dict[str, ByNamespace]] = {
     "SIGNAL_WORKFLOW": signal.decide_signal,
     "REQUEST_CANCEL_WORKFLOW": signal.decide_request_cancel,
     "TERMINATE_WORKFLOW": terminate.decide_terminate,
+    "UPDATE_WORKFLOW": updates.decide_update,
     "COMPLETE_ACTIVITY_BY_ID": activity.decide_complete_activity_by_id,
     "FAIL_ACTIVITY_BY_ID": activity.decide_fail_activity_by_id,
     "CANCEL_ACTIVITY_BY_ID": activity.decide_cancel_activity_by_id,

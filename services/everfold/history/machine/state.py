@@ -223,6 +223,107 @@ class UserTimer:
         self.fires_at_ns = fires_at_ns
 
 
+class Child:
+    """A child workflow, from StartChildWorkflowExecutionInitiated until its closing event.
+
+    Attributes:
+        run_id: of the child's first run; "" until it has started.
+        started_event_id: ChildWorkflowExecutionStarted; 0 until it has its id.
+        started: True once the child is known to run, also while that event is buffered.
+        parent_close_policy: temporal.api.enums.v1.ParentClosePolicy.
+    """
+
+    __slots__ = FIELDS = (
+        "initiated_event_id",
+        "namespace",
+        "namespace_id",
+        "workflow_id",
+        "run_id",
+        "workflow_type",
+        "started_event_id",
+        "started",
+        "parent_close_policy",
+    )
+
+    initiated_event_id: int
+    namespace: str
+    namespace_id: str
+    workflow_id: str
+    run_id: str
+    workflow_type: str
+    started_event_id: int
+    started: bool
+    parent_close_policy: int
+
+    def __init__(self) -> None:
+        self.initiated_event_id = self.started_event_id = self.parent_close_policy = 0
+        self.namespace = self.namespace_id = self.workflow_id = self.run_id = self.workflow_type = ""
+        self.started = False
+
+
+class External:
+    """A signal or cancel request on its way to another workflow, until that one's shard has answered."""
+
+    __slots__ = FIELDS = ("initiated_event_id", "kind", "namespace", "namespace_id", "workflow_id", "run_id", "control")
+
+    initiated_event_id: int
+    kind: str
+    namespace: str
+    namespace_id: str
+    workflow_id: str
+    run_id: str
+    control: str
+
+    def __init__(self) -> None:
+        self.initiated_event_id = 0
+        self.kind = self.namespace = self.namespace_id = self.workflow_id = self.run_id = self.control = ""
+
+
+class UpdateStage(IntEnum):
+    """How far an update has come. A rejected one leaves no trace."""
+
+    ADMITTED = 1
+    ACCEPTED = 2
+    COMPLETED = 3
+
+
+class Update:
+    """An update of the workflow.
+
+    Attributes:
+        request: serialized temporal.api.update.v1.Request; empty once accepted, the event has it.
+        sent: the pending workflow task carries it.
+        accepted_event_id: WorkflowExecutionUpdateAccepted.
+        completed_event_id: WorkflowExecutionUpdateCompleted, whose outcome is read from the history.
+        any_run: the caller named no run, so the update may follow the workflow into its next run.
+    """
+
+    __slots__ = FIELDS = (
+        "update_id",
+        "stage",
+        "request",
+        "sent",
+        "accepted_event_id",
+        "completed_event_id",
+        "any_run",
+    )
+
+    update_id: str
+    stage: int
+    request: bytes
+    sent: bool
+    accepted_event_id: int
+    completed_event_id: int
+    any_run: bool
+
+    def __init__(self) -> None:
+        self.update_id = ""
+        self.stage = UpdateStage.ADMITTED
+        self.request = b""
+        self.sent = self.any_run = False
+        self.accepted_event_id = self.completed_event_id = 0
+
+
 class Run:
     """The mutable state of one run.
 
@@ -297,8 +398,21 @@ class Run:
         "retention_ns",
         "worker_name",
         "worker_version",
+        "retry_policy",
+        "cron_schedule",
+        "successor_run_id",
+        "updates_total",
     )
-    _NESTED: Final = ("workflow_task", "activities", "timers", "activity_ids", "cache_weight")
+    _NESTED: Final = (
+        "workflow_task",
+        "activities",
+        "timers",
+        "activity_ids",
+        "cache_weight",
+        "children",
+        "externals",
+        "updates",
+    )
     __slots__ = FIELDS + _NESTED
 
     namespace_id: str
@@ -351,7 +465,14 @@ class Run:
     retention_ns: int
     worker_name: str
     worker_version: str
+    retry_policy: bytes
+    cron_schedule: str
+    successor_run_id: str
+    updates_total: int
 
+    children: dict[int, Child]
+    externals: dict[int, External]
+    updates: dict[str, Update]
     workflow_task: WorkflowTask | None
     activities: dict[int, Activity]
     timers: dict[str, UserTimer]
@@ -376,6 +497,8 @@ class Run:
             "quarantined",
             "worker_name",
             "worker_version",
+            "cron_schedule",
+            "successor_run_id",
         ):
             setattr(self, name, "")
         self.status = Status.RUNNING
@@ -387,7 +510,10 @@ class Run:
         self.buffered = []
         self.memo = {}
         self.search_attributes = {}
-        self.priority = self.user_metadata = b""
+        self.priority = self.user_metadata = self.retry_policy = b""
+        self.children = {}
+        self.externals = {}
+        self.updates = {}
         self.parent = []
         self.root = []
         self.last_task_failed = []
@@ -411,7 +537,10 @@ class Run:
 _run_fields = attrgetter(*Run.FIELDS)
 _task_fields = attrgetter(*WorkflowTask.FIELDS)
 _activity_fields = attrgetter(*Activity.FIELDS)
-_T = TypeVar("_T", WorkflowTask, Activity)
+_child_fields = attrgetter(*Child.FIELDS)
+_external_fields = attrgetter(*External.FIELDS)
+_update_fields = attrgetter(*Update.FIELDS)
+_T = TypeVar("_T", WorkflowTask, Activity, Child, External, Update)
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 
 
@@ -425,6 +554,9 @@ def encode_run(run: Run) -> bytes:
             None if task is None else _task_fields(task),
             [_activity_fields(a) for a in run.activities.values()],
             [(key, t.started_event_id, t.fires_at_ns) for key, t in run.timers.items()],
+            [_child_fields(c) for c in run.children.values()],
+            [_external_fields(e) for e in run.externals.values()],
+            [_update_fields(u) for u in run.updates.values()],
         )
     )
     return packed
@@ -436,7 +568,7 @@ def decode_run(row: bytes) -> Run:
     Raises:
         ValueError: the row has a layout that this build does not know.
     """
-    layout, fields, task, activities, timers = msgpack.unpackb(row, strict_map_key=False)
+    layout, fields, task, activities, timers, children, externals, updates = msgpack.unpackb(row, strict_map_key=False)
     if layout != LAYOUT:
         raise ValueError(f"expected a run of layout {LAYOUT}, found {layout}; the store was written by a newer version")
     run = Run()
@@ -450,6 +582,15 @@ def decode_run(row: bytes) -> Run:
         run.activity_ids[activity.activity_id] = activity.scheduled_event_id
     for timer_id, started_event_id, fires_at_ns in timers:
         run.timers[timer_id] = UserTimer(started_event_id, fires_at_ns)
+    for values in children:
+        child = _fill(Child(), values)
+        run.children[child.initiated_event_id] = child
+    for values in externals:
+        external = _fill(External(), values)
+        run.externals[external.initiated_event_id] = external
+    for values in updates:
+        update = _fill(Update(), values)
+        run.updates[update.update_id] = update
     run.cache_weight = len(row)
     return run
 

@@ -95,6 +95,24 @@ class HistoryRange(NamedTuple):
     suffix: tuple[bytes, ...]
 
 
+class UpdateNews(NamedTuple):
+    """What a step did to an update.
+
+    Attributes:
+        stage: "admitted", "accepted", "completed", "rejected", "aborted" or "moved".
+        outcome: serialized temporal.api.update.v1.Outcome of a completed or rejected update.
+        error: why an aborted update has no outcome.
+        run_id: of a moved update, the run that has it now.
+    """
+
+    run: RunKey
+    update_id: str
+    stage: str
+    outcome: bytes = b""
+    error: StatusError | None = None
+    run_id: str = ""
+
+
 @dataclass(slots=True)
 class Step:
     """Everything that one record did, as values."""
@@ -108,6 +126,8 @@ class Step:
     closed: list[RunKey] = field(default_factory=list)
     #: (run, scheduled event id) of workflow tasks completed, failed or timed out: piggy-backed queries end with them
     workflow_tasks_ended: list[tuple[RunKey, bool]] = field(default_factory=list)
+    #: what became of updates, for those who wait for them
+    updates: list[UpdateNews] = field(default_factory=list)
     #: True when the record was a repeat or stale, and changed nothing
     ignored: bool = False
     #: runs quarantined by this step, with the reason

@@ -16,6 +16,7 @@ from everfold.history.machine.context import StepContext, run_row
 from everfold.history.machine.deadlines import next_deadline
 from everfold.history.machine.events import framed, serialize, set_time
 from everfold.history.machine.outputs import emit_history, emit_task, emit_visibility
+from everfold.history.machine.relations import announce_close
 from everfold.history.machine.state import Activity, Run, WorkflowTask, encode_run
 from everfold.history.machine.step import RunKey, TaskOffer
 from everfold.schemas.topics import ACTIVITY_TASKS, WORKFLOW_TASKS, Topic
@@ -71,10 +72,17 @@ class Turn:
             self._append(event)
             if event.event_type == events.ACTIVITY_STARTED:
                 started[event.activity_task_started_event_attributes.scheduled_event_id] = event.event_id
+            elif event.event_type == events.CHILD_STARTED:
+                initiated = event.child_workflow_execution_started_event_attributes.initiated_event_id
+                started[initiated] = event.event_id
+                if initiated in run.children:
+                    run.children[initiated].started_event_id = event.event_id
             elif event.event_type in events.FLUSHED_LAST:
                 attributes = getattr(event, str(event.WhichOneof("attributes")))
-                if attributes.scheduled_event_id in started:
-                    attributes.started_event_id = started[attributes.scheduled_event_id]
+                child = event.event_type in events.CHILD_CLOSED
+                since = attributes.initiated_event_id if child else attributes.scheduled_event_id
+                if since in started:
+                    attributes.started_event_id = started[since]
             elif event.event_type == events.SIGNALED:
                 request_id = event.workflow_execution_signaled_event_attributes.request_id
                 if request_id in run.request_ids:
@@ -169,7 +177,9 @@ class Turn:
         """Writes the run's rows and adds its outputs to the step."""
         ctx, run = self.ctx, self.run
         run.transitions += 1
-        if not run.running and any(event.event_type in events.CLOSING for event in self.events):
+        closing = None if run.running else next((e for e in self.events if e.event_type in events.CLOSING), None)
+        if closing is not None:
+            announce_close(ctx, run, closing)
             ctx.step.closed.append(RunKey(run.namespace_id, run.workflow_id, run.run_id))
             self.visible = True
         if self.events:

@@ -6,7 +6,7 @@ Temporal: service/history/workflow/util.go, TerminateWorkflow and TimeoutWorkflo
 from __future__ import annotations
 
 from temporalio.api.common.v1 import message_pb2 as common_pb2
-from temporalio.api.enums.v1 import failed_cause_pb2, workflow_pb2
+from temporalio.api.enums.v1 import failed_cause_pb2
 
 from everfold.history.machine import events
 from everfold.history.machine.decide.task_end import fail_workflow_task
@@ -33,12 +33,14 @@ def terminate(
     turn.record(event)
 
 
-def time_out(turn: Turn, retry_state: int = workflow_pb2.RETRY_STATE_RETRY_POLICY_NOT_SET) -> None:
+def time_out(turn: Turn, retry_state: int, successor_run_id: str = "") -> None:
     """Writes WorkflowExecutionTimedOut."""
     force_end_task(turn)
     turn.void_all_tasks()
     event = turn.new(events.TIMED_OUT)
-    event.workflow_execution_timed_out_event_attributes.retry_state = retry_state  # type: ignore[assignment]
+    a = event.workflow_execution_timed_out_event_attributes
+    a.retry_state = retry_state  # type: ignore[assignment]
+    a.new_execution_run_id = successor_run_id
     turn.record(event)
 
 

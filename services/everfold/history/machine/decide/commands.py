@@ -9,56 +9,25 @@ Temporal: service/history/api/respondworkflowtaskcompleted/workflow_task_complet
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 from temporalio.api.command.v1 import message_pb2 as command_pb2
 from temporalio.api.common.v1 import message_pb2 as common_pb2
-from temporalio.api.enums.v1 import command_type_pb2, failed_cause_pb2
+from temporalio.api.enums.v1 import command_type_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import events
 from everfold.history.machine.apply import start_activity
 from everfold.history.machine.context import NamespaceInfo
+from everfold.history.machine.decide import chain, children, updates
 from everfold.history.machine.decide.activity_options import InvalidActivity, normalize_activity
+from everfold.history.machine.decide.failures import CommandFailed, Completion, check_blob, check_id
 from everfold.history.machine.decide.search_attributes import check_search_attributes
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
 from everfold.history.machine.rejections import invalid
 from everfold.history.machine.turn import Turn
 from everfold.kernel.errors import StatusError
-
-_cause = failed_cause_pb2.WorkflowTaskFailedCause.Value
-_PREFIX: Final = "WORKFLOW_TASK_FAILED_CAUSE_"
-
-
-class CommandFailed(Exception):
-    """The workflow task fails with `cause`; `reason` explains. `terminates` when the run cannot go on (a blob too
-    large).
-    """
-
-    def __init__(self, cause: str, reason: str = "", *, terminates: bool = False) -> None:
-        super().__init__(f"{cause}: {reason}")
-        self.cause = _cause(_PREFIX + cause)
-        self.reason = reason
-        self.terminates = terminates
-        self._name = cause
-
-    def text(self) -> str:
-        """`BadStartTimerAttributes: TimerId is not set …`, as Temporal words it."""
-        camel = "".join(word.capitalize() for word in self._name.split("_"))
-        return f"{camel}: {self.reason}" if self.reason else camel
-
-
-@dataclass(slots=True)
-class Completion:
-    """What the commands did beyond events."""
-
-    #: an activity that no worker had was cancelled: the workflow must hear of it
-    activity_canceled: bool = False
-    #: scheduled event ids of activities handed to the completing worker in the answer
-    eager: list[int] = field(default_factory=list)
-
 
 Handler = Callable[[Turn, int, command_pb2.Command, Completion], history_pb2.HistoryEvent | None]
 
@@ -88,7 +57,7 @@ def check_sequence(commands: Iterable[command_pb2.Command]) -> None:
             )
         if command.command_type in _CLOSING:
             closing = name
-        elif command.command_type not in HANDLERS and command.command_type not in NOT_BUILT:
+        elif command.command_type not in (*HANDLERS, *NOT_BUILT, _PROTOCOL_MESSAGE):
             raise invalid(f"unknown command type: {command.command_type}")
 
 
@@ -100,17 +69,22 @@ def handle_commands(turn: Turn, completed_event_id: int, request: ws.RespondWork
     """
     completion = Completion()
     eager: list[command_pb2.ScheduleActivityTaskCommandAttributes] = []
+    messages = updates.Messages(request.messages)
     for command in request.commands:
         name = NOT_BUILT.get(command.command_type)
         if name is not None:
             raise CommandFailed("FEATURE_DISABLED", f"{name} is not built in this version of Everfold")
+        if command.command_type == _PROTOCOL_MESSAGE:
+            message_id = command.protocol_message_command_attributes.message_id
+            updates.handle_message(turn, messages.take(message_id))
+            continue
         event = HANDLERS[command.command_type](turn, completed_event_id, command, completion)
         if event is not None and command.HasField("user_metadata"):
             event.user_metadata.CopyFrom(command.user_metadata)
         if command.command_type == _SCHEDULE_ACTIVITY:
             eager.append(command.schedule_activity_task_command_attributes)
-    if request.messages:
-        raise CommandFailed("FEATURE_DISABLED", "workflow updates are not built in this version of Everfold")
+    for message in messages.rest():
+        updates.handle_message(turn, message)
     if turn.run.running:
         _dispatch_activities(turn, request.identity, eager, completion)
     return completion
@@ -152,7 +126,7 @@ def _schedule_activity(
         normalize_activity(attributes, a, run.run_timeout_ns, run.task_queue, limits["limit.maxIDLength"])
     except InvalidActivity as error:
         raise CommandFailed("BAD_SCHEDULE_ACTIVITY_ATTRIBUTES", str(error)) from None
-    _check_blob(
+    check_blob(
         attributes.input.ByteSize(),
         limits["limit.blobSize.error"],
         "BAD_SCHEDULE_ACTIVITY_ATTRIBUTES",
@@ -201,7 +175,7 @@ def _request_cancel_activity(
         c.scheduled_event_id = scheduled_event_id
         c.identity = "history-service"
         turn.record(canceled)
-        completion.activity_canceled = True
+        completion.wants_task = True
     return event
 
 
@@ -212,7 +186,7 @@ def _start_timer(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
     attributes = command.start_timer_command_attributes
-    _check_id(turn, "TimerId", attributes.timer_id, "StartTimerCommand", "BAD_START_TIMER_ATTRIBUTES")
+    check_id(turn.ctx.limits, "TimerId", attributes.timer_id, "StartTimerCommand", "BAD_START_TIMER_ATTRIBUTES")
     try:
         fires_in_ns = checked_ns(attributes.start_to_fire_timeout)
     except InvalidDuration as error:
@@ -236,7 +210,7 @@ def _cancel_timer(
     """A timer that fired while the task was running is cancelled too: its TimerFired leaves the buffer."""
     run = turn.run
     timer_id = command.cancel_timer_command_attributes.timer_id
-    _check_id(turn, "TimerId", timer_id, "CancelTimerCommand", "BAD_CANCEL_TIMER_ATTRIBUTES")
+    check_id(turn.ctx.limits, "TimerId", timer_id, "CancelTimerCommand", "BAD_CANCEL_TIMER_ATTRIBUTES")
     timer = run.timers.get(timer_id)
     if timer is not None:
         started_event_id = timer.started_event_id
@@ -265,8 +239,8 @@ def _record_marker(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
     attributes = command.record_marker_command_attributes
-    _check_id(turn, "MarkerName", attributes.marker_name, "RecordMarkerCommand", "BAD_RECORD_MARKER_ATTRIBUTES")
-    _check_blob(
+    check_id(turn.ctx.limits, "MarkerName", attributes.marker_name, "RecordMarkerCommand",
+    "BAD_RECORD_MARKER_ATTRIBUTES") check_blob(
         sum(payloads.ByteSize() for payloads in attributes.details.values()),
         turn.ctx.limits["limit.blobSize.error"],
         "BAD_RECORD_MARKER_ATTRIBUTES",
@@ -293,7 +267,7 @@ def _complete_workflow(
 ) -> history_pb2.HistoryEvent:
     _check_may_close(turn)
     attributes = command.complete_workflow_execution_command_attributes
-    _check_blob(
+    check_blob(
         attributes.result.ByteSize(),
         turn.ctx.limits["limit.blobSize.error"],
         "BAD_COMPLETE_WORKFLOW_EXECUTION_ATTRIBUTES",
@@ -317,23 +291,52 @@ def _fail_workflow(
         raise CommandFailed(
             "BAD_FAIL_WORKFLOW_EXECUTION_ATTRIBUTES", "Failure is not set on FailWorkflowExecutionCommand."
         )
-    _check_blob(
+    check_blob(
         attributes.failure.ByteSize(),
         turn.ctx.limits["limit.blobSize.error"],
         "BAD_FAIL_WORKFLOW_EXECUTION_ATTRIBUTES",
         "FailWorkflowExecutionCommandAttributes.Failure exceeds size limit.",
     )
+    retry = chain.decide_retry(turn.ctx, turn.run, attributes.failure)
     turn.void_all_tasks()
     event = turn.new(events.FAILED)
     a = event.workflow_execution_failed_event_attributes
     a.failure.CopyFrom(attributes.failure)
-    a.retry_state = _RETRY_POLICY_NOT_SET  # type: ignore[assignment]
+    a.retry_state = retry.state  # type: ignore[assignment]
+    a.new_execution_run_id = retry.run_id
     a.workflow_task_completed_event_id = completed_event_id
-    return turn.record(event)
+    turn.record(event)
+    if retry.run_id:
+        chain.start_retry(turn, retry, attributes.failure)
+    return event
 
 
-_RETRY_POLICY_NOT_SET: Final = 6
-"""RETRY_STATE_RETRY_POLICY_NOT_SET: workflow retry policies are refused at the start for now."""
+def _continue_as_new(
+    turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
+) -> history_pb2.HistoryEvent:
+    _check_may_close(turn)
+    attributes = command.continue_as_new_workflow_execution_command_attributes
+    cause = "BAD_CONTINUE_AS_NEW_ATTRIBUTES"
+    limits = turn.ctx.limits
+    check_blob(
+        attributes.input.ByteSize(),
+        limits["limit.blobSize.error"],
+        cause,
+        "ContinueAsNewWorkflowExecutionCommandAttributes. Input exceeds size limit.",
+    )
+    if attributes.cron_schedule:
+        raise CommandFailed("FEATURE_DISABLED", "cron schedules are not built in this version of Everfold")
+    namespace = turn.ctx.namespace(turn.run.namespace_id)
+    try:
+        if isinstance(namespace, NamespaceInfo):
+            check_search_attributes(namespace, attributes.search_attributes, limits)
+    except StatusError as error:
+        raise CommandFailed("BAD_SEARCH_ATTRIBUTES", error.message) from None
+    turn.void_all_tasks()
+    run_id = turn.ctx.new_id()
+    event = chain.record_continued_as_new(turn, attributes, completed_event_id, run_id)
+    chain.start_continued(turn, attributes, run_id)
+    return event
 
 
 def _cancel_workflow(
@@ -390,7 +393,7 @@ def _modify_properties(
             "BAD_MODIFY_WORKFLOW_PROPERTIES_ATTRIBUTES",
             "UpsertedMemo.Fields is not set on ModifyWorkflowPropertiesCommand.",
         )
-    _check_blob(
+    check_blob(
         _memo_size(turn, attributes.upserted_memo),
         turn.ctx.limits["limit.memoSize.error"],
         "BAD_MODIFY_WORKFLOW_PROPERTIES_ATTRIBUTES",
@@ -409,29 +412,12 @@ def _memo_size(turn: Turn, upserted: common_pb2.Memo) -> int:
     return kept + upserted.ByteSize()
 
 
-# ---- shared checks --------------------------------------------------------------------------------------------------
-
-
-def _check_id(turn: Turn, what: str, value: str, command: str, cause: str) -> None:
-    if not value:
-        raise CommandFailed(cause, f"{what} is not set on {command}.")
-    limit = turn.ctx.limits["limit.maxIDLength"]
-    if len(value.encode()) > limit:
-        raise CommandFailed(
-            cause, f"{what} on {command} exceeds length limit. {what}={value} Length={len(value)} Limit={limit}"
-        )
-
-
-def _check_blob(size: int, limit: int, cause: str, reason: str) -> None:
-    if size > limit:
-        raise CommandFailed(cause, reason, terminates=True)
-
-
 def _name(command_type: int) -> str:
     name = command_type_pb2.CommandType.Name(command_type).removeprefix("COMMAND_TYPE_")  # type: ignore[arg-type]
     return "".join(word.capitalize() for word in name.split("_"))
 
 
+_PROTOCOL_MESSAGE: Final = command_type_pb2.CommandType.Value("COMMAND_TYPE_PROTOCOL_MESSAGE")
 _SCHEDULE_ACTIVITY: Final = command_type_pb2.CommandType.Value("COMMAND_TYPE_SCHEDULE_ACTIVITY_TASK")
 
 HANDLERS: Final[dict[int, Handler]] = {
@@ -447,12 +433,16 @@ HANDLERS: Final[dict[int, Handler]] = {
         ("CANCEL_WORKFLOW_EXECUTION", _cancel_workflow),
         ("UPSERT_WORKFLOW_SEARCH_ATTRIBUTES", _upsert_search_attributes),
         ("MODIFY_WORKFLOW_PROPERTIES", _modify_properties),
+        ("CONTINUE_AS_NEW_WORKFLOW_EXECUTION", _continue_as_new),
+        ("START_CHILD_WORKFLOW_EXECUTION", children.start_child),
+        ("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION", children.signal_external),
+        ("REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION", children.cancel_external),
     )
 }
 
 NOT_BUILT: Final[dict[int, str]] = {
     number: name.removeprefix("COMMAND_TYPE_")
     for name, number in command_type_pb2.CommandType.items()
-    if number and number not in HANDLERS
+    if number and number not in HANDLERS and number != _PROTOCOL_MESSAGE
 }
 """Workflow commands that are refused by name."""

@@ -24,14 +24,14 @@ from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import invalid, namespace_not_found, status
 from everfold.history.machine.step import Reply
 from everfold.kernel.errors import Code
-from everfold.kernel.time import DAY_NS
+from everfold.kernel.time import HOUR_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import NAMESPACES
 
 Record = dict[str, Any]
 
-RETENTION_MIN_NS: Final = DAY_NS
-"""Temporal's least retention (common/namespace/const.go)."""
+RETENTION_MIN_NS: Final = HOUR_NS
+"""The least retention that a real server (1.32) takes."""
 
 _REGISTERED: Final = enums_namespace.NAMESPACE_STATE_REGISTERED
 _TYPE_NAMES: Final = {
@@ -44,7 +44,11 @@ def decide_register(ctx: StepContext, versions: dict[str, int], message: bytes) 
     """RegisterNamespace."""
     request = ws.RegisterNamespaceRequest.FromString(message)
     if _by_name(ctx, request.namespace) is not None:
-        raise status(Code.ALREADY_EXISTS, "Namespace already exists.", errordetails_pb2.NamespaceAlreadyExistsFailure())
+        raise status(
+            Code.ALREADY_EXISTS,
+            f'Namespace "{request.namespace}" already exists',
+            errordetails_pb2.NamespaceAlreadyExistsFailure(),
+        )
     retention_ns = to_ns(request.workflow_execution_retention_period)
     _check_retention(retention_ns)
     record: Record = {
@@ -134,7 +138,7 @@ def decide_remove_search_attributes(ctx: StepContext, versions: dict[str, int], 
 
 def _check_retention(retention_ns: int) -> None:
     if retention_ns < RETENTION_MIN_NS:
-        raise invalid("A valid retention period is not set on request. The minimum is 1 day.")
+        raise invalid("A valid retention period is not set on request. The minimum is 1 hour.")
 
 
 def _existing(ctx: StepContext, name: str) -> Record:

@@ -62,6 +62,22 @@ def schedule_workflow_task(turn: Turn, *, original_scheduled_at_ns: int = 0, off
         task.sticky = bool(run.sticky_queue)
 
 
+def schedule_speculative_task(turn: Turn) -> None:
+    """Schedules a task for an update alone, if none is pending: its events are written only if it turns out to matter."""
+    run, ctx = turn.run, turn.ctx
+    if not run.running or run.workflow_task is not None or run.first_task_at_ns > ctx.now_ns:
+        return
+    if run.buffered or run.workflow_task_attempt > 1 or not run.last_completed_started_id:
+        schedule_workflow_task(turn)
+        return
+    task = run.workflow_task = WorkflowTask()
+    task.kind = TaskKind.SPECULATIVE
+    task.scheduled_event_id = run.next_event_id
+    task.scheduled_at_ns = task.original_scheduled_at_ns = ctx.now_ns
+    task.timeout_ns = run.task_timeout_ns
+    turn.offer_workflow_task()
+
+
 def _enforce_limits(turn: Turn) -> None:
     """Ends a run whose history is too long, and a started task behind which too many events wait."""
     run, limits = turn.run, turn.ctx.limits

@@ -5,7 +5,7 @@ Temporal: service/history/api/startworkflow, service/history/api/signalwithstart
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from temporalio.api.enums.v1 import task_queue_pb2
 from temporalio.api.enums.v1 import workflow_pb2 as enums
@@ -13,6 +13,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import events, keys
 from everfold.history.machine.context import NamespaceInfo, StepContext
+from everfold.history.machine.decide.activity_options import InvalidActivity, check_retry_policy, fill_retry_policy
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.search_attributes import check_search_attributes
@@ -49,7 +50,7 @@ def decide_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     if current is not None and current.running and _conflict(request) == enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING:
         return _started(current, False)
     check_search_attributes(namespace, request.search_attributes, ctx.limits)
-    _make_room(ctx, request, current, _conflict(request), request.workflow_id_reuse_policy)
+    make_room(ctx, request, current)
     turn = create_run(ctx, namespace, request)
     schedule_workflow_task(turn)
     turn.finish()
@@ -82,7 +83,8 @@ def decide_signal_with_start(ctx: StepContext, namespace: NamespaceInfo, message
         return Reply(serialize(ws.SignalWithStartWorkflowExecutionResponse(run_id=current.run_id, started=False)))
     start = _start_part(request)
     check_search_attributes(namespace, start.search_attributes, ctx.limits)
-    _make_room(ctx, start, current, policy, request.workflow_id_reuse_policy)
+    start.workflow_id_conflict_policy = policy
+    make_room(ctx, start, current)
     turn = create_run(ctx, namespace, start)
     record_signal(turn, request, request.signal_input if request.HasField("signal_input") else None)
     schedule_workflow_task(turn)
@@ -98,7 +100,12 @@ def _conflict(request: ws.StartWorkflowExecutionRequest) -> int:
 
 
 def _started(run: Run, started: bool) -> Reply:
-    response = ws.StartWorkflowExecutionResponse(run_id=run.run_id, started=started, status=int(run.status))  # type: ignore[arg-type]
+    response = ws.StartWorkflowExecutionResponse(
+        run_id=run.run_id,
+        first_execution_run_id=run.first_run_id,
+        started=started,
+        status=int(run.status),  # type: ignore[arg-type]
+    )
     link = response.link.workflow_event
     link.namespace = run.namespace
     link.workflow_id = run.workflow_id
@@ -108,16 +115,35 @@ def _started(run: Run, started: bool) -> Reply:
     return Reply(serialize(response))
 
 
-def _make_room(
-    ctx: StepContext, request: ws.StartWorkflowExecutionRequest, current: Run | None, conflict: int, reuse: int
+class Parent(NamedTuple):
+    """The parent of a child workflow, and the root of the tree."""
+
+    namespace_id: str
+    namespace: str
+    workflow_id: str
+    run_id: str
+    initiated_event_id: int
+    root: list[str]
+
+
+def make_room(
+    ctx: StepContext, request: ws.StartWorkflowExecutionRequest, current: Run | None, *, patient: bool = False
 ) -> None:
-    """Raises where a run stands in the way, or terminates it where the policy says so."""
+    """Raises where a run stands in the way, or terminates it where the policy says so.
+
+    Args:
+        ctx: the step.
+        request: the start.
+        current: the run that the workflow id points at.
+        patient: for a child, whose start is not refused for coming too soon after the last.
+    """
     if current is None:
         return
     pressed = ctx.now_ns - current.started_at_ns
-    too_soon = pressed < ctx.limits["history.workflowIdReuseMinimalInterval"]
+    too_soon = not patient and pressed < ctx.limits["history.workflowIdReuseMinimalInterval"]
+    reuse = request.workflow_id_reuse_policy
     if current.running:
-        if conflict != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
+        if _conflict(request) != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
             raise _conflicting(current, "running")
         if too_soon:
             raise busy(
@@ -143,7 +169,12 @@ def _conflicting(run: Run, text: str) -> Exception:
     return already_started(message, run.create_request_id, run.run_id, run.first_run_id)
 
 
-def create_run(ctx: StepContext, namespace: NamespaceInfo, request: ws.StartWorkflowExecutionRequest) -> Turn:
+def create_run(
+    ctx: StepContext,
+    namespace: NamespaceInfo,
+    request: ws.StartWorkflowExecutionRequest,
+    parent: Parent | None = None,
+) -> Turn:
     """Makes a run and its WorkflowExecutionStarted event, and points the workflow id at it.
 
     Raises:
@@ -169,6 +200,7 @@ def create_run(ctx: StepContext, namespace: NamespaceInfo, request: ws.StartWork
         execution_ns = checked_ns(request.workflow_execution_timeout)
         run_ns = checked_ns(request.workflow_run_timeout)
         task_ns = checked_ns(request.workflow_task_timeout)
+        delay_ns = checked_ns(request.workflow_start_delay)
     except InvalidDuration as error:
         raise invalid(f"invalid workflow timeout: {error}") from None
     if execution_ns and (not run_ns or run_ns > execution_ns):
@@ -181,9 +213,9 @@ def create_run(ctx: StepContext, namespace: NamespaceInfo, request: ws.StartWork
     set_duration(a.workflow_execution_timeout, execution_ns)
     set_duration(a.workflow_run_timeout, run_ns)
     set_duration(a.workflow_task_timeout, task_ns)
-    set_duration(a.first_workflow_task_backoff, 0)
+    set_duration(a.first_workflow_task_backoff, delay_ns)
     if execution_ns:
-        set_time(a.workflow_execution_expiration_time, ctx.now_ns + execution_ns)
+        set_time(a.workflow_execution_expiration_time, ctx.now_ns + delay_ns + execution_ns)
     a.original_execution_run_id = run.run_id
     a.first_execution_run_id = run.run_id
     a.identity = request.identity
@@ -197,6 +229,19 @@ def create_run(ctx: StepContext, namespace: NamespaceInfo, request: ws.StartWork
         a.header.CopyFrom(request.header)
     if request.HasField("priority"):
         a.priority.CopyFrom(request.priority)
+    if request.HasField("retry_policy"):
+        a.retry_policy.CopyFrom(request.retry_policy)
+        try:
+            fill_retry_policy(a.retry_policy)
+            check_retry_policy(a.retry_policy)
+        except InvalidActivity as error:
+            raise invalid(str(error)) from None
+    if parent is not None:
+        a.parent_workflow_namespace, a.parent_workflow_namespace_id = parent.namespace, parent.namespace_id
+        a.parent_workflow_execution.workflow_id = parent.workflow_id
+        a.parent_workflow_execution.run_id = parent.run_id
+        a.parent_initiated_event_id = parent.initiated_event_id
+        a.root_workflow_execution.workflow_id, a.root_workflow_execution.run_id = parent.root
     if request.HasField("user_metadata"):
         event.user_metadata.CopyFrom(request.user_metadata)
     event.links.extend(request.links)

@@ -6,11 +6,13 @@ Temporal: workflow_task_state_machine.go, AddWorkflowTaskFailedEvent and AddWork
 
 from __future__ import annotations
 
-from temporalio.api.enums.v1 import failed_cause_pb2, workflow_pb2
+from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2, workflow_pb2
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 
 from everfold.history.machine import events
 from everfold.history.machine.apply import end_failed_task
+from everfold.history.machine.durations import set_duration
+from everfold.history.machine.state import TaskKind, WorkflowTask
 from everfold.history.machine.step import RunKey
 from everfold.history.machine.turn import Turn
 
@@ -26,6 +28,7 @@ def fail_workflow_task(
     task = run.workflow_task
     assert task is not None
     assert task.started_event_id
+    write_speculative(turn, task, identity)
     if task.written:
         event = turn.new(events.TASK_FAILED)
         a = event.workflow_task_failed_event_attributes
@@ -48,6 +51,7 @@ def time_out_workflow_task(turn: Turn) -> None:
     task = run.workflow_task
     assert task is not None
     assert task.started_event_id
+    write_speculative(turn, task, "")
     if task.written:
         _record_timed_out(
             turn, task.scheduled_event_id, task.started_event_id, workflow_pb2.TIMEOUT_TYPE_START_TO_CLOSE
@@ -63,10 +67,43 @@ def time_out_sticky_task(turn: Turn) -> None:
     assert task is not None
     assert not task.started_event_id
     turn.void_workflow_task(task)
+    if task.kind == TaskKind.SPECULATIVE:
+        task.scheduled_event_id = _write_scheduled(turn, task)
+        task.kind = TaskKind.NORMAL
     if task.written:
         _record_timed_out(turn, task.scheduled_event_id, 0, workflow_pb2.TIMEOUT_TYPE_SCHEDULE_TO_START)
     _ended(turn)
     end_failed_task(run, count=False)
+
+
+def write_speculative(turn: Turn, task: WorkflowTask, identity: str) -> None:
+    """A speculative task that ends badly is written after all: its scheduled and started events come first."""
+    if task.kind != TaskKind.SPECULATIVE:
+        return
+    run = turn.run
+    task.scheduled_event_id = _write_scheduled(turn, task)
+    event = turn.new(events.TASK_STARTED, task.started_at_ns)
+    a = event.workflow_task_started_event_attributes
+    a.scheduled_event_id = task.scheduled_event_id
+    a.identity = identity or task.identity
+    a.request_id = task.request_id
+    a.history_size_bytes = task.history_size_bytes
+    run.workflow_task = task
+    turn.record(event)
+    task.started_event_id = event.event_id
+    task.kind = TaskKind.NORMAL
+
+
+def _write_scheduled(turn: Turn, task: WorkflowTask) -> int:
+    event = turn.new(events.TASK_SCHEDULED, task.scheduled_at_ns)
+    a = event.workflow_task_scheduled_event_attributes
+    a.task_queue.name = turn.run.task_queue
+    a.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
+    set_duration(a.start_to_close_timeout, task.timeout_ns)
+    a.attempt = task.attempt
+    turn.record(event)
+    turn.run.workflow_task = task
+    return event.event_id
 
 
 def _record_timed_out(turn: Turn, scheduled_event_id: int, started_event_id: int, timeout_type: int) -> None:

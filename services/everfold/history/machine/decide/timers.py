@@ -17,6 +17,7 @@ from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext, run_row
 from everfold.history.machine.deadlines import activity_deadline, next_deadline
 from everfold.history.machine.decide.activity import IN_PROGRESS, TIMEOUT_NAMES, record_started, retry
+from everfold.history.machine.decide.chain import decide_retry, start_retry
 from everfold.history.machine.decide.closing import time_out
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.task_end import time_out_sticky_task, time_out_workflow_task
@@ -98,11 +99,14 @@ def _due(run: Run, now_ns: int) -> Due | None:
 
 def _run_timeout(turn: Turn) -> bool:
     run = turn.run
-    of_execution = run.execution_expires_at_ns and run.run_expires_at_ns >= run.execution_expires_at_ns
-    time_out(
-        turn,
-        workflow_pb2.RETRY_STATE_TIMEOUT if of_execution else workflow_pb2.RETRY_STATE_RETRY_POLICY_NOT_SET,
-    )
+    if run.execution_expires_at_ns and run.run_expires_at_ns >= run.execution_expires_at_ns:
+        time_out(turn, workflow_pb2.RETRY_STATE_TIMEOUT)
+        return False
+    failure = _timeout_failure("workflow timeout", _START_TO_CLOSE)
+    retry_run = decide_retry(turn.ctx, run, failure)
+    time_out(turn, retry_run.state, retry_run.run_id)
+    if retry_run.run_id:
+        start_retry(turn, retry_run, failure)
     return False
 
 

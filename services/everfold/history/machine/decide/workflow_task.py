@@ -10,15 +10,22 @@ from typing import Final
 
 from temporalio.api.enums.v1 import failed_cause_pb2
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
+from temporalio.api.update.v1 import message_pb2 as update_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import events, responses
 from everfold.history.machine.apply import start_task
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.closing import terminate
-from everfold.history.machine.decide.commands import CommandFailed, Completion, check_sequence, handle_commands
-from everfold.history.machine.decide.schedule import record_scheduled, schedule_workflow_task
+from everfold.history.machine.decide.commands import check_sequence, handle_commands
+from everfold.history.machine.decide.failures import CommandFailed, Completion
+from everfold.history.machine.decide.schedule import (
+    record_scheduled,
+    schedule_speculative_task,
+    schedule_workflow_task,
+)
 from everfold.history.machine.decide.task_end import fail_workflow_task, time_out_workflow_task
+from everfold.history.machine.decide.updates import handle_message, has_admitted, reject_unprocessed, send_updates
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import (
@@ -85,7 +92,8 @@ def begin_task(turn: Turn, request_id: str, identity: str) -> None:
     assert task is not None
     assert not task.started_event_id
     turn.void_workflow_task(task)
-    if task.kind == TaskKind.TRANSIENT and task.scheduled_event_id != run.next_event_id:
+    send_updates(run)
+    if not task.written and task.scheduled_event_id != run.next_event_id:
         task = _write_overtaken(turn, task)
     suggest = suggested_reasons(ctx, run)
     if task.written:
@@ -157,19 +165,26 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> R
         turn.finish()
         raise_after = workflow_task_not_found()
         return Reply(error=raise_after)
+    if _leaves_no_trace(ctx, run, task, request):
+        return _discard(turn, request)
     try:
         completion = _complete(turn, task, request)
+        if run.running and not request.force_create_new_workflow_task:
+            reject_unprocessed(turn)
     except CommandFailed as failed:
         return _fail_completion(ctx, run, token, request, failed)
     ctx.step.workflow_tasks_ended.append((key, True))
     inline = False
-    if run.running and (request.force_create_new_workflow_task or run.buffered or completion.activity_canceled):
+    if run.running and (request.force_create_new_workflow_task or run.buffered or completion.wants_task):
         inline = request.return_new_workflow_task
         schedule_workflow_task(
             turn, original_scheduled_at_ns=task.original_scheduled_at_ns if heartbeat else 0, offer=not inline
         )
-        if inline:
-            begin_task(turn, INLINE_REQUEST_ID, request.identity)
+    elif run.running and has_admitted(run):
+        inline = request.return_new_workflow_task
+        schedule_speculative_task(turn)
+    if inline:
+        begin_task(turn, INLINE_REQUEST_ID, request.identity)
     started = run.workflow_task.started_event_id if inline and run.workflow_task is not None else 0
     run.last_completion = [
         token.scheduled_event_id,
@@ -180,6 +195,45 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> R
     ]
     turn.finish()
     return responses.task_completed(ctx, run, completion.eager, inline)
+
+
+DISCARD_EVENTS_MAX: Final = 10
+"""A speculative task with more events than this is written even if it only rejected, so that they are not sent for
+ever."""
+
+
+def _leaves_no_trace(
+    ctx: StepContext, run: Run, task: WorkflowTask, request: ws.RespondWorkflowTaskCompletedRequest
+) -> bool:
+    """A speculative task that only rejected updates is forgotten (workflow_task_state_machine.go)."""
+    if task.kind != TaskKind.SPECULATIVE or request.commands or request.force_create_new_workflow_task:
+        return False
+    seen = run.last_completed_started_id + 2
+    if request.capabilities.discard_speculative_workflow_task_with_events:
+        seen += DISCARD_EVENTS_MAX
+    if run.next_event_id > seen or run.buffered:
+        return False
+    return all(message.body.Is(update_pb2.Rejection.DESCRIPTOR) for message in request.messages)
+
+
+def _discard(turn: Turn, request: ws.RespondWorkflowTaskCompletedRequest) -> Reply:
+    """Ends a speculative task without events; the worker is told to roll its cache back."""
+    run = turn.run
+    turn.ctx.step.workflow_tasks_ended.append((RunKey(run.namespace_id, run.workflow_id, run.run_id), True))
+    for message in request.messages:
+        handle_message(turn, message)
+    reject_unprocessed(turn)
+    run.workflow_task = None
+    inline = False
+    if has_admitted(run):
+        inline = request.return_new_workflow_task
+        schedule_speculative_task(turn)
+        if inline:
+            begin_task(turn, INLINE_REQUEST_ID, request.identity)
+    turn.finish()
+    reply = responses.task_completed(turn.ctx, run, [], inline)
+    tail = ws.RespondWorkflowTaskCompletedResponse(reset_history_event_id=run.last_completed_started_id)
+    return reply._replace(response=reply.response + serialize(tail))
 
 
 def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCompletedRequest) -> Completion:

@@ -1,0 +1,201 @@
+"""Runs that follow one another: continue-as-new, workflow retry. The successor is made in the same step.
+
+Temporal: service/history/workflow/retry.go, mutable_state_impl.go (AddContinueAsNewEvent, ContinueAsNewMinBackoff).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from temporalio.api.command.v1 import message_pb2 as command_pb2
+from temporalio.api.common.v1 import message_pb2 as common_pb2
+from temporalio.api.enums.v1 import task_queue_pb2, workflow_pb2
+from temporalio.api.failure.v1 import message_pb2 as failure_pb2
+from temporalio.api.history.v1 import message_pb2 as history_pb2
+
+from everfold.history.machine import events, keys
+from everfold.history.machine.context import StepContext
+from everfold.history.machine.decide.activity import is_retryable
+from everfold.history.machine.decide.schedule import schedule_workflow_task
+from everfold.history.machine.durations import set_duration, to_ns
+from everfold.history.machine.events import set_time, time_ns
+from everfold.history.machine.history_rows import event_at
+from everfold.history.machine.state import Run, UpdateStage
+from everfold.history.machine.step import RunKey, UpdateNews
+from everfold.history.machine.turn import Turn
+from everfold.kernel.retry import backoff_ns, coefficient_ratio
+
+Started = history_pb2.WorkflowExecutionStartedEventAttributes
+
+
+class Retry(NamedTuple):
+    """Whether the workflow is run again: its backoff, or why not. `run_id` names the next run."""
+
+    state: int
+    backoff_ns: int = 0
+    run_id: str = ""
+
+
+def decide_retry(ctx: StepContext, run: Run, failure: failure_pb2.Failure) -> Retry:
+    """The workflow's own retry policy, when a run has failed or timed out."""
+    if not run.retry_policy:
+        return Retry(workflow_pb2.RETRY_STATE_RETRY_POLICY_NOT_SET)
+    policy = common_pb2.RetryPolicy.FromString(run.retry_policy)
+    if not is_retryable(failure, list(policy.non_retryable_error_types)):
+        return Retry(workflow_pb2.RETRY_STATE_NON_RETRYABLE_FAILURE)
+    if policy.maximum_attempts and run.attempt >= policy.maximum_attempts:
+        return Retry(workflow_pb2.RETRY_STATE_MAXIMUM_ATTEMPTS_REACHED)
+    info = failure.application_failure_info
+    if failure.HasField("application_failure_info") and info.HasField("next_retry_delay"):
+        wait_ns = to_ns(info.next_retry_delay)
+    else:
+        numerator, denominator = coefficient_ratio(policy.backoff_coefficient)
+        wait_ns = backoff_ns(
+            to_ns(policy.initial_interval), numerator, denominator, run.attempt, to_ns(policy.maximum_interval)
+        )
+    if run.execution_expires_at_ns and ctx.now_ns + wait_ns > run.execution_expires_at_ns:
+        return Retry(workflow_pb2.RETRY_STATE_TIMEOUT)
+    return Retry(workflow_pb2.RETRY_STATE_IN_PROGRESS, wait_ns, ctx.new_id())
+
+
+def start_retry(turn: Turn, retry: Retry, failure: failure_pb2.Failure | None) -> None:
+    """Starts the next attempt with the input of this one. Called after the closing event was recorded."""
+    started = first_event(turn)
+    attributes = Started()
+    attributes.CopyFrom(started.workflow_execution_started_event_attributes)
+    attributes.initiator = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_RETRY
+    attributes.attempt = turn.run.attempt + 1
+    attributes.ClearField("continued_failure")
+    if failure is not None:
+        attributes.continued_failure.CopyFrom(failure)
+    _start_successor(turn, attributes, retry.run_id, retry.backoff_ns)
+
+
+def start_continued(turn: Turn, command: command_pb2.ContinueAsNewWorkflowExecutionCommandAttributes, run_id: str) ->
+None:
+    """Starts the run that ContinueAsNew asks for. Called after the closing event was recorded."""
+    run = turn.run
+    previous = first_event(turn).workflow_execution_started_event_attributes
+    closing = turn.events[-1].workflow_execution_continued_as_new_event_attributes
+    attributes = Started()
+    attributes.workflow_type.CopyFrom(closing.workflow_type)
+    attributes.task_queue.CopyFrom(closing.task_queue)
+    for name in ("input", "header", "memo", "search_attributes", "last_completion_result"):
+        if closing.HasField(name):
+            getattr(attributes, name).CopyFrom(getattr(closing, name))
+    if closing.HasField("failure"):
+        attributes.continued_failure.CopyFrom(closing.failure)
+    attributes.workflow_execution_timeout.CopyFrom(previous.workflow_execution_timeout)
+    attributes.workflow_run_timeout.CopyFrom(closing.workflow_run_timeout)
+    attributes.workflow_task_timeout.CopyFrom(closing.workflow_task_timeout)
+    if command.HasField("retry_policy"):
+        attributes.retry_policy.CopyFrom(command.retry_policy)
+    elif run.retry_policy:
+        attributes.retry_policy.ParseFromString(run.retry_policy)
+    attributes.initiator = closing.initiator
+    attributes.attempt = 1
+    if previous.HasField("priority"):
+        attributes.priority.CopyFrom(previous.priority)
+    _copy_parent(previous, attributes)
+    _start_successor(turn, attributes, run_id, to_ns(closing.backoff_start_interval))
+
+
+def record_continued_as_new(
+    turn: Turn, command: command_pb2.ContinueAsNewWorkflowExecutionCommandAttributes, completed_event_id: int, run_id:
+        str
+) -> history_pb2.HistoryEvent:
+    """Writes WorkflowExecutionContinuedAsNew, options that are not given taken from the present run."""
+    run = turn.run
+    event = turn.new(events.CONTINUED_AS_NEW)
+    a = event.workflow_execution_continued_as_new_event_attributes
+    a.new_execution_run_id = run_id
+    a.workflow_type.name = command.workflow_type.name or run.workflow_type
+    a.task_queue.name = command.task_queue.name or run.task_queue
+    a.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
+    for name in ("input", "header", "memo", "search_attributes", "failure", "last_completion_result"):
+        if command.HasField(name):
+            getattr(a, name).CopyFrom(getattr(command, name))
+    if not command.HasField("memo"):
+        for name, payload in run.memo.items():
+            a.memo.fields[name].ParseFromString(payload)
+    if not command.HasField("search_attributes"):
+        for name, payload in run.search_attributes.items():
+            a.search_attributes.indexed_fields[name].ParseFromString(payload)
+    run_timeout = to_ns(command.workflow_run_timeout) or run.run_timeout_ns
+    if run.execution_expires_at_ns:
+        left = max(run.execution_expires_at_ns - turn.ctx.now_ns, 1)
+        run_timeout = min(run_timeout, left) if run_timeout else left
+    set_duration(a.workflow_run_timeout, run_timeout)
+    set_duration(a.workflow_task_timeout, to_ns(command.workflow_task_timeout) or run.task_timeout_ns)
+    set_duration(a.backoff_start_interval, _least_backoff(turn, to_ns(command.backoff_start_interval)))
+    a.initiator = command.initiator or workflow_pb2.CONTINUE_AS_NEW_INITIATOR_WORKFLOW
+    a.workflow_task_completed_event_id = completed_event_id
+    return turn.record(event)
+
+
+def _least_backoff(turn: Turn, backoff: int) -> int:
+    """A run lives at least a second, its successor's backoff included, so that a loop cannot spin."""
+    least = turn.ctx.limits["history.workflowIdReuseMinimalInterval"]
+    lived = turn.ctx.now_ns - turn.run.started_at_ns
+    return backoff if lived + backoff >= least else least - lived
+
+
+def first_event(turn: Turn) -> history_pb2.HistoryEvent:
+    """WorkflowExecutionStarted of the run."""
+    if turn.events and turn.events[0].event_id == 1:
+        return turn.events[0]
+    event = event_at(turn.ctx.rows, turn.run, 1)
+    assert event is not None, f"run {turn.run.run_id} has no first event"
+    return event
+
+
+def _copy_parent(source: Started, target: Started) -> None:
+    for name in ("parent_workflow_namespace", "parent_workflow_namespace_id", "parent_initiated_event_id"):
+        setattr(target, name, getattr(source, name))
+    if source.HasField("parent_workflow_execution"):
+        target.parent_workflow_execution.CopyFrom(source.parent_workflow_execution)
+    if source.HasField("root_workflow_execution"):
+        target.root_workflow_execution.CopyFrom(source.root_workflow_execution)
+
+
+def _start_successor(turn: Turn, attributes: Started, run_id: str, backoff: int) -> None:
+    """Makes the next run of the chain, points the workflow id at it, and moves updates that may follow."""
+    previous, ctx = turn.run, turn.ctx
+    run = Run()
+    run.namespace_id, run.namespace = previous.namespace_id, previous.namespace
+    run.workflow_id, run.run_id, run.slot = previous.workflow_id, run_id, previous.slot
+    run.create_request_id = f"{previous.run_id}:successor"
+    run.retention_ns = previous.retention_ns
+    nextturn = Turn(ctx, run)
+    event = nextturn.new(events.STARTED)
+    a = event.workflow_execution_started_event_attributes
+    a.CopyFrom(attributes)
+    a.continued_execution_run_id = previous.run_id
+    a.first_execution_run_id = previous.first_run_id
+    a.original_execution_run_id = run_id
+    a.workflow_id = run.workflow_id
+    set_duration(a.first_workflow_task_backoff, backoff)
+    if previous.execution_expires_at_ns:
+        set_time(a.workflow_execution_expiration_time, previous.execution_expires_at_ns)
+    assert time_ns(event.event_time) == ctx.now_ns
+    if previous.user_metadata:
+        event.user_metadata.ParseFromString(previous.user_metadata)
+    nextturn.record(event)
+    _move_updates(ctx, previous, run)
+    nextturn.visible = True
+    ctx.rows.put(keys.current(run.slot, run.namespace_id, run.workflow_id), run_id.encode())
+    schedule_workflow_task(nextturn)
+    nextturn.finish()
+
+
+def _move_updates(ctx: StepContext, previous: Run, run: Run) -> None:
+    """Updates not yet accepted, of callers who named no run, go on in the next run (their callers wait for them
+    there)."""
+    key = RunKey(previous.namespace_id, previous.workflow_id, previous.run_id)
+    for update in list(previous.updates.values()):
+        if update.stage == UpdateStage.ADMITTED and update.any_run:
+            del previous.updates[update.update_id]
+            update.sent = False
+            run.updates[update.update_id] = update
+            run.updates_total += 1
+            ctx.step.updates.append(UpdateNews(key, update.update_id, "moved", run_id=run.run_id))

@@ -1,0 +1,280 @@
+"""Messages from other workflows, and answers to this one's own. Each is folded once, whoever sends it again (law 6).
+
+Temporal does this with transfer tasks and history-to-history calls:
+service/history/transfer_queue_active_task_executor.go, api/recordchildworkflowcompleted, api/requestcancelworkflow,
+api/signalworkflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgpack
+from temporalio.api.history.v1 import message_pb2 as history_pb2
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history.machine import events
+from everfold.history.machine.context import NamespaceInfo, StepContext
+from everfold.history.machine.decide.children import record_external_done, record_external_failed
+from everfold.history.machine.decide.closing import terminate
+from everfold.history.machine.decide.schedule import schedule_workflow_task
+from everfold.history.machine.decide.signal import remember_request
+from everfold.history.machine.decide.start import Parent, create_run, make_room
+from everfold.history.machine.history_rows import event_at
+from everfold.history.machine.relations import send
+from everfold.history.machine.state import Run, Status
+from everfold.history.machine.step import Reply
+from everfold.history.machine.turn import Turn
+from everfold.kernel.errors import StatusError
+
+Message = dict[str, Any]
+
+_NOT_FOUND: Final = 1
+"""EXTERNAL_WORKFLOW_EXECUTION_NOT_FOUND, and WORKFLOW_ALREADY_EXISTS for a child: both enums begin with it."""
+
+
+def decide_cross_run(
+    ctx: StepContext, namespace: NamespaceInfo | None, workflow_id: str, run_id: str, kind: str, data: bytes
+) -> Reply:
+    """Folds a message from another workflow's shard."""
+    if namespace is None:
+        ctx.step.ignored = True
+        return Reply()
+    message = msgpack.unpackb(data)
+    _DECIDERS[kind](ctx, namespace, workflow_id, run_id, message)
+    return Reply()
+
+
+# ---- children, seen by the child ------------------------------------------------------------------------------------
+
+
+def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _: str, message: Message) -> None:
+    parent_namespace_id, parent_namespace, parent_id, parent_run_id, initiated = message["from"]
+    attributes = history_pb2.StartChildWorkflowExecutionInitiatedEventAttributes.FromString(message["initiated"])
+    request_id = f"{parent_run_id}:{initiated}"
+    current = ctx.find(namespace.namespace_id, namespace.name, workflow_id, "")
+    answer: Message = {"initiated": initiated}
+    if current is not None and current.create_request_id == request_id:
+        answer["run_id"] = current.run_id
+    else:
+        request = ws.StartWorkflowExecutionRequest(workflow_id=workflow_id, request_id=request_id)
+        for name in ("input", "header", "memo", "search_attributes", "priority", "retry_policy"):
+            if attributes.HasField(name):
+                getattr(request, name).CopyFrom(getattr(attributes, name))
+        request.workflow_type.CopyFrom(attributes.workflow_type)
+        request.task_queue.CopyFrom(attributes.task_queue)
+        request.workflow_execution_timeout.CopyFrom(attributes.workflow_execution_timeout)
+        request.workflow_run_timeout.CopyFrom(attributes.workflow_run_timeout)
+        request.workflow_task_timeout.CopyFrom(attributes.workflow_task_timeout)
+        request.workflow_id_reuse_policy = attributes.workflow_id_reuse_policy
+        if message["user_metadata"]:
+            request.user_metadata.ParseFromString(message["user_metadata"])
+        try:
+            make_room(ctx, request, current, patient=True)
+        except StatusError:
+            answer["failed"] = _NOT_FOUND
+        else:
+            parent = Parent(parent_namespace_id, parent_namespace, parent_id, parent_run_id, initiated, message["root"])
+            turn = create_run(ctx, namespace, request, parent)
+            schedule_workflow_task(turn)
+            turn.finish()
+            answer["run_id"] = turn.run.run_id
+    send(ctx, parent_namespace, parent_namespace_id, parent_id, parent_run_id, "ChildAnswered", answer)
+
+
+def _parent_closed(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> None:
+    run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run_id)
+    if run is None or not run.running or run.parent[2:4] != message["parent"]:
+        ctx.step.ignored = True
+        return
+    turn = Turn(ctx, run)
+    if not message["cancel"]:
+        terminate(turn, "by parent close policy", None, "history-service")
+    elif not run.cancel_requested:
+        event = turn.new(events.CANCEL_REQUESTED)
+        a = event.workflow_execution_cancel_requested_event_attributes
+        a.cause = "by parent close policy"
+        a.identity = "history-service"
+        turn.record(event)
+        schedule_workflow_task(turn)
+    turn.finish()
+
+
+# ---- children, seen by the parent -----------------------------------------------------------------------------------
+
+
+def _child_answered(
+    ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message
+) -> None:
+    run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run_id)
+    child = None if run is None or not run.running else run.children.get(message["initiated"])
+    if run is None or child is None or child.started:
+        ctx.step.ignored = True
+        return
+    turn = Turn(ctx, run)
+    initiated = event_at(ctx.rows, run, child.initiated_event_id)
+    assert initiated is not None
+    i = initiated.start_child_workflow_execution_initiated_event_attributes
+    if "failed" in message:
+        event = turn.new(events.CHILD_START_FAILED)
+        f = event.start_child_workflow_execution_failed_event_attributes
+        f.namespace, f.namespace_id = child.namespace, child.namespace_id
+        f.workflow_id = child.workflow_id
+        f.workflow_type.CopyFrom(i.workflow_type)
+        f.cause = message["failed"]
+        f.control = i.control
+        f.initiated_event_id = child.initiated_event_id
+        f.workflow_task_completed_event_id = i.workflow_task_completed_event_id
+    else:
+        event = turn.new(events.CHILD_STARTED)
+        s = event.child_workflow_execution_started_event_attributes
+        s.namespace, s.namespace_id = child.namespace, child.namespace_id
+        s.initiated_event_id = child.initiated_event_id
+        s.workflow_execution.workflow_id = child.workflow_id
+        s.workflow_execution.run_id = message["run_id"]
+        s.workflow_type.CopyFrom(i.workflow_type)
+        if i.HasField("header"):
+            s.header.CopyFrom(i.header)
+    turn.record(event)
+    schedule_workflow_task(turn)
+    turn.finish()
+
+
+_CHILD_EVENTS: Final = {
+    Status.COMPLETED: (events.CHILD_COMPLETED, "child_workflow_execution_completed_event_attributes"),
+    Status.FAILED: (events.CHILD_FAILED, "child_workflow_execution_failed_event_attributes"),
+    Status.CANCELED: (events.CHILD_CANCELED, "child_workflow_execution_canceled_event_attributes"),
+    Status.TIMED_OUT: (events.CHILD_TIMED_OUT, "child_workflow_execution_timed_out_event_attributes"),
+    Status.TERMINATED: (events.CHILD_TERMINATED, "child_workflow_execution_terminated_event_attributes"),
+}
+
+
+def _child_closed(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> None:
+    run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run_id)
+    child = None if run is None or not run.running else run.children.get(message["initiated"])
+    if run is None or child is None:
+        ctx.step.ignored = True
+        return
+    status = Status(message["status"])
+    event_type, name = _CHILD_EVENTS[status]
+    turn = Turn(ctx, run)
+    event = turn.new(event_type)
+    a = getattr(event, name)
+    a.namespace, a.namespace_id = child.namespace, child.namespace_id
+    a.workflow_execution.workflow_id = child.workflow_id
+    a.workflow_execution.run_id = message["run_id"]
+    a.workflow_type.name = child.workflow_type
+    a.initiated_event_id = child.initiated_event_id
+    a.started_event_id = child.started_event_id
+    if status == Status.COMPLETED:
+        completed = history_pb2.WorkflowExecutionCompletedEventAttributes.FromString(message["close"])
+        if completed.HasField("result"):
+            a.result.CopyFrom(completed.result)
+    elif status == Status.FAILED:
+        failed = history_pb2.WorkflowExecutionFailedEventAttributes.FromString(message["close"])
+        a.failure.CopyFrom(failed.failure)
+        a.retry_state = failed.retry_state
+    elif status == Status.CANCELED:
+        canceled = history_pb2.WorkflowExecutionCanceledEventAttributes.FromString(message["close"])
+        if canceled.HasField("details"):
+            a.details.CopyFrom(canceled.details)
+    elif status == Status.TIMED_OUT:
+        timed_out = history_pb2.WorkflowExecutionTimedOutEventAttributes.FromString(message["close"])
+        a.retry_state = timed_out.retry_state
+    turn.record(event)
+    schedule_workflow_task(turn)
+    turn.finish()
+
+
+# ---- signals and cancel requests from another workflow --------------------------------------------------------------
+
+
+def _signal(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> None:
+    run = _target(ctx, namespace, workflow_id, run_id, message)
+    if run is None or not run.running:
+        _answer(ctx, message, _NOT_FOUND)
+        return
+    from_id, from_run, initiated = message["from"][2:]
+    request_id = f"{from_run}:{initiated}"
+    if request_id not in run.request_ids:
+        turn = Turn(ctx, run)
+        event = turn.new(events.SIGNALED)
+        a = event.workflow_execution_signaled_event_attributes
+        a.signal_name = message["signal_name"]
+        if message["input"] is not None:
+            a.input.ParseFromString(message["input"])
+        if message["header"] is not None:
+            a.header.ParseFromString(message["header"])
+        a.identity = "history-service"
+        a.external_workflow_execution.workflow_id = from_id
+        a.external_workflow_execution.run_id = from_run
+        a.request_id = request_id
+        turn.record(event)
+        remember_request(ctx, run, request_id, event.event_id)
+        schedule_workflow_task(turn)
+        turn.finish()
+    _answer(ctx, message, 0)
+
+
+def _cancel(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> None:
+    run = _target(ctx, namespace, workflow_id, run_id, message)
+    if run is None:
+        _answer(ctx, message, _NOT_FOUND)
+        return
+    if run.running and not run.cancel_requested:
+        from_id, from_run, initiated = message["from"][2:]
+        turn = Turn(ctx, run)
+        event = turn.new(events.CANCEL_REQUESTED)
+        a = event.workflow_execution_cancel_requested_event_attributes
+        a.cause = message["reason"]
+        a.external_initiated_event_id = initiated
+        a.external_workflow_execution.workflow_id = from_id
+        a.external_workflow_execution.run_id = from_run
+        a.identity = "history-service"
+        turn.record(event)
+        schedule_workflow_task(turn)
+        turn.finish()
+    _answer(ctx, message, 0)
+
+
+def _target(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> Run | None:
+    run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run_id)
+    if run is not None and message["child_only"] and run.parent[2:4] != message["from"][2:4]:
+        return None
+    return run
+
+
+def _answer(ctx: StepContext, message: Message, cause: int) -> None:
+    namespace_id, namespace, workflow_id, run_id, initiated = message["from"]
+    answer = {"initiated": initiated, "cause": cause}
+    send(ctx, namespace, namespace_id, workflow_id, run_id, "ExternalAnswered", answer)
+
+
+def _external_answered(
+    ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message
+) -> None:
+    run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run_id)
+    if run is None or not run.running or message["initiated"] not in run.externals:
+        ctx.step.ignored = True
+        return
+    turn = Turn(ctx, run)
+    if message["cause"]:
+        record_external_failed(turn, message["initiated"], message["cause"])
+    else:
+        record_external_done(turn, message["initiated"])
+    schedule_workflow_task(turn)
+    turn.finish()
+
+
+Decider = Callable[[StepContext, NamespaceInfo, str, str, Message], None]
+
+_DECIDERS: Final[dict[str, Decider]] = {
+    "StartChild": _start_child,
+    "ChildAnswered": _child_answered,
+    "ChildClosed": _child_closed,
+    "ParentClosed": _parent_closed,
+    "Signal": _signal,
+    "Cancel": _cancel,
+    "ExternalAnswered": _external_answered,
+}

@@ -1,0 +1,252 @@
+"""Workflow updates: admitted by a record, carried to the worker by the next task, accepted or rejected, completed.
+
+Everything about an update goes through the log, so an admitted one survives a change of owner (law 11). Only the events
+of the speculative workflow task that carries it are virtual: a rejected update leaves no trace in the history.
+Temporal: service/history/api/updateworkflow, service/history/workflow/update/update.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from temporalio.api.enums.v1 import update_pb2 as update_enums
+from temporalio.api.protocol.v1 import message_pb2 as protocol_pb2
+from temporalio.api.update.v1 import message_pb2 as update_pb2
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+
+from everfold.history.machine import events
+from everfold.history.machine.context import NamespaceInfo, StepContext
+from everfold.history.machine.decide.failures import CommandFailed
+from everfold.history.machine.decide.schedule import schedule_speculative_task
+from everfold.history.machine.events import serialize
+from everfold.history.machine.rejections import busy, invalid, not_found, workflow_completed, workflow_not_found
+from everfold.history.machine.state import Run, Update, UpdateStage
+from everfold.history.machine.step import Reply, RunKey, UpdateNews
+from everfold.history.machine.turn import Turn
+from everfold.kernel.errors import Code, StatusError
+
+_BAD_MESSAGE: Final = "BAD_UPDATE_WORKFLOW_EXECUTION_MESSAGE"
+
+
+# ---- admission ------------------------------------------------------------------------------------------------------
+
+
+def decide_update(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> Reply:
+    """UpdateWorkflowExecution: admits the update, or finds it by its id. The reply names the run and the stage reached.
+
+    Whoever asked then waits for the stage that it wants; the outcome comes as `UpdateNews`.
+    """
+    request = ws.UpdateWorkflowExecutionRequest.FromString(message)
+    target = request.workflow_execution
+    run_id = "" if request.first_execution_run_id else target.run_id
+    run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, run_id)
+    if run is None:
+        raise workflow_not_found(target.workflow_id)
+    if request.first_execution_run_id and run.first_run_id != request.first_execution_run_id:
+        raise not_found("workflow execution not found")
+    turn = admit_update(ctx, run, request)
+    if turn is not None:
+        turn.finish()
+    return Reply(serialize(update_reference(run, request.request.meta.update_id)))
+
+
+def admit_update(
+    ctx: StepContext, run: Run, request: ws.UpdateWorkflowExecutionRequest, turn: Turn | None = None
+) -> Turn | None:
+    """Admits the update to the run; None when it is known already and nothing changes.
+
+    Raises:
+        StatusError: the run is closed, is closing, or has too many updates.
+    """
+    update_id = request.request.meta.update_id
+    if update_id in run.updates:
+        ctx.step.ignored = True
+        return turn
+    if not run.running:
+        raise workflow_completed()
+    if run.close_attempted and run.task_started:
+        raise busy("workflow operation can not be applied because workflow is closing")
+    limits = ctx.limits
+    open_updates = sum(1 for update in run.updates.values() if update.stage != UpdateStage.COMPLETED)
+    if open_updates >= limits["history.maxInFlightUpdates"]:
+        raise _too_many(f"limit on number of concurrent in-flight updates has been reached ({open_updates})")
+    if run.updates_total >= limits["history.maxTotalUpdates"]:
+        raise StatusError(
+            Code.FAILED_PRECONDITION,
+            f"The limit on the total number of distinct updates in this workflow has been reached ({run.updates_total}). "
+            "Make sure any duplicate updates share an Update ID so the server can deduplicate them, and consider "
+            "continuing as new.",
+        )
+    turn = turn or Turn(ctx, run)
+    update = Update()
+    update.update_id = update_id
+    update.request = serialize(request.request)
+    update.any_run = not request.workflow_execution.run_id
+    run.updates[update_id] = update
+    run.updates_total += 1
+    schedule_speculative_task(turn)
+    return turn
+
+
+def update_reference(run: Run, update_id: str) -> ws.UpdateWorkflowExecutionResponse:
+    """The response without an outcome: which update, which run, how far."""
+    response = ws.UpdateWorkflowExecutionResponse()
+    response.update_ref.workflow_execution.workflow_id = run.workflow_id
+    response.update_ref.workflow_execution.run_id = run.run_id
+    response.update_ref.update_id = update_id
+    update = run.updates.get(update_id)
+    response.stage = stage_of(update)
+    return response
+
+
+def stage_of(update: Update | None) -> update_enums.UpdateWorkflowExecutionLifecycleStage.ValueType:
+    """The API's name of an update's stage."""
+    if update is None:
+        return update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_UNSPECIFIED
+    if update.stage == UpdateStage.COMPLETED:
+        return update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
+    if update.stage == UpdateStage.ACCEPTED:
+        return update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
+    return update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ADMITTED
+
+
+def _too_many(text: str) -> StatusError:
+    error = busy(text)
+    return StatusError(Code.RESOURCE_EXHAUSTED, text, error.details)
+
+
+# ---- to the worker --------------------------------------------------------------------------------------------------
+
+
+def send_updates(run: Run) -> None:
+    """The task that starts now carries every admitted update."""
+    for update in run.updates.values():
+        if update.stage == UpdateStage.ADMITTED:
+            update.sent = True
+
+
+# ---- from the worker ------------------------------------------------------------------------------------------------
+
+
+class Messages:
+    """The messages of a completion, each taken once: by the command that names it, or at the end."""
+
+    def __init__(self, messages: Iterable[protocol_pb2.Message]) -> None:
+        self._waiting = {message.id: message for message in messages}
+
+    def take(self, message_id: str) -> protocol_pb2.Message:
+        """The message of that id.
+
+        Raises:
+            CommandFailed: there is none.
+        """
+        message = self._waiting.pop(message_id, None)
+        if message is None:
+            raise CommandFailed(_BAD_MESSAGE, f"ProtocolMessageCommand referenced absent message ID {message_id}")
+        return message
+
+    def rest(self) -> list[protocol_pb2.Message]:
+        """Those that no command named: rejections, mostly."""
+        rest = list(self._waiting.values())
+        self._waiting = {}
+        return rest
+
+
+def handle_message(turn: Turn, message: protocol_pb2.Message) -> None:
+    """An acceptance, a rejection or a response of the worker.
+
+    Raises:
+        CommandFailed: the message fits no update.
+    """
+    run = turn.run
+    update = run.updates.get(message.protocol_instance_id)
+    if message.body.Is(update_pb2.Acceptance.DESCRIPTOR):
+        _accept(turn, update, message)
+    elif message.body.Is(update_pb2.Rejection.DESCRIPTOR):
+        rejection = update_pb2.Rejection.FromString(message.body.value)
+        if update is None or update.stage != UpdateStage.ADMITTED:
+            raise _unknown(message)
+        outcome = update_pb2.Outcome(failure=rejection.failure)
+        del run.updates[update.update_id]
+        _news(turn, update.update_id, "rejected", serialize(outcome))
+    elif message.body.Is(update_pb2.Response.DESCRIPTOR):
+        response = update_pb2.Response.FromString(message.body.value)
+        if update is None or update.stage != UpdateStage.ACCEPTED:
+            raise _unknown(message)
+        event = turn.new(events.UPDATE_COMPLETED)
+        a = event.workflow_execution_update_completed_event_attributes
+        a.meta.update_id = update.update_id
+        a.meta.identity = response.meta.identity
+        a.accepted_event_id = update.accepted_event_id
+        a.outcome.CopyFrom(response.outcome)
+        turn.record(event)
+        _news(turn, update.update_id, "completed", serialize(response.outcome))
+    else:
+        raise CommandFailed(_BAD_MESSAGE, f"unsupported protocol message {message.body.type_url}")
+
+
+def _accept(turn: Turn, update: Update | None, message: protocol_pb2.Message) -> None:
+    acceptance = update_pb2.Acceptance.FromString(message.body.value)
+    if update is None:
+        # The update was lost before it was accepted (a reset, a worker that is ahead): the worker has its request.
+        if not acceptance.HasField("accepted_request"):
+            raise _unknown(message)
+    elif update.stage != UpdateStage.ADMITTED:
+        raise CommandFailed(_BAD_MESSAGE, f"update {message.protocol_instance_id} was accepted before")
+    event = turn.new(events.UPDATE_ACCEPTED)
+    a = event.workflow_execution_update_accepted_event_attributes
+    a.protocol_instance_id = message.protocol_instance_id
+    a.accepted_request_message_id = acceptance.accepted_request_message_id
+    a.accepted_request_sequencing_event_id = acceptance.accepted_request_sequencing_event_id
+    if acceptance.HasField("accepted_request"):
+        a.accepted_request.CopyFrom(acceptance.accepted_request)
+    elif update is not None:
+        a.accepted_request.ParseFromString(update.request)
+    turn.record(event)
+    _news(turn, message.protocol_instance_id, "accepted")
+
+
+def reject_unprocessed(turn: Turn) -> None:
+    """A worker that completes its task must have answered every update it carried; one it ignored is rejected."""
+    for update in list(turn.run.updates.values()):
+        if update.stage != UpdateStage.ADMITTED or not update.sent:
+            continue
+        outcome = update_pb2.Outcome()
+        outcome.failure.message = (
+            "Workflow Update is rejected because it wasn't processed by worker. Probably, Workflow Update is not "
+            "supported by the worker."
+        )
+        outcome.failure.source = "Server"
+        outcome.failure.application_failure_info.type = "UnprocessedUpdate"
+        outcome.failure.application_failure_info.non_retryable = True
+        del turn.run.updates[update.update_id]
+        _news(turn, update.update_id, "rejected", serialize(outcome))
+
+
+def has_admitted(run: Run) -> bool:
+    """True when an update waits to be carried to the worker."""
+    return any(update.stage == UpdateStage.ADMITTED for update in run.updates.values())
+
+
+def _news(turn: Turn, update_id: str, stage: str, outcome: bytes = b"") -> None:
+    run = turn.run
+    key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
+    turn.ctx.step.updates.append(UpdateNews(key, update_id, stage, outcome))
+
+
+def _unknown(message: protocol_pb2.Message) -> CommandFailed:
+    return CommandFailed(
+        _BAD_MESSAGE,
+        f"update {message.protocol_instance_id} wasn't found on the server. This is most likely a transient error which "
+        "will be resolved automatically by retries",
+    )
+
+
+# ---- update with start ----------------------------------------------------------------------------------------------
+
+
+def check_update(request: ws.UpdateWorkflowExecutionRequest) -> None:
+    """Refuses an update without an id: the frontend fills it in, a record must have it."""
+    if not request.request.meta.update_id:
+        raise invalid("UpdateId is not set on UpdateWorkflowExecutionRequest.")
