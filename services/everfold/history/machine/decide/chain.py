@@ -25,6 +25,7 @@ from everfold.history.machine.step import RunKey, UpdateNews
 from everfold.history.machine.turn import Turn
 from everfold.kernel.retry import backoff_ns, coefficient_ratio
 
+ContinueAsNew = command_pb2.ContinueAsNewWorkflowExecutionCommandAttributes
 Started = history_pb2.WorkflowExecutionStartedEventAttributes
 
 
@@ -71,8 +72,7 @@ def start_retry(turn: Turn, retry: Retry, failure: failure_pb2.Failure | None) -
     _start_successor(turn, attributes, retry.run_id, retry.backoff_ns)
 
 
-def start_continued(turn: Turn, command: command_pb2.ContinueAsNewWorkflowExecutionCommandAttributes, run_id: str) ->
-None:
+def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
     """Starts the run that ContinueAsNew asks for. Called after the closing event was recorded."""
     run = turn.run
     previous = first_event(turn).workflow_execution_started_event_attributes
@@ -101,8 +101,7 @@ None:
 
 
 def record_continued_as_new(
-    turn: Turn, command: command_pb2.ContinueAsNewWorkflowExecutionCommandAttributes, completed_event_id: int, run_id:
-        str
+    turn: Turn, command: ContinueAsNew, completed_event_id: int, run_id: str
 ) -> history_pb2.HistoryEvent:
     """Writes WorkflowExecutionContinuedAsNew, options that are not given taken from the present run."""
     run = turn.run

@@ -33,8 +33,7 @@ def start_child(
     check_id(limits, "WorkflowId", attributes.workflow_id, name, cause)
     check_id(limits, "WorkflowType", attributes.workflow_type.name, name, cause)
     if attributes.namespace not in ("", run.namespace):
-        raise CommandFailed("FEATURE_DISABLED", "children in another namespace are not built in this version of
-        Everfold")
+        raise CommandFailed("FEATURE_DISABLED", "children in another namespace are not built in this version")
     if attributes.cron_schedule:
         raise CommandFailed("FEATURE_DISABLED", "cron schedules are not built in this version of Everfold")
     check_blob(

@@ -239,8 +239,9 @@ def _record_marker(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
     attributes = command.record_marker_command_attributes
-    check_id(turn.ctx.limits, "MarkerName", attributes.marker_name, "RecordMarkerCommand",
-    "BAD_RECORD_MARKER_ATTRIBUTES") check_blob(
+    limits = turn.ctx.limits
+    check_id(limits, "MarkerName", attributes.marker_name, "RecordMarkerCommand", "BAD_RECORD_MARKER_ATTRIBUTES")
+    check_blob(
         sum(payloads.ByteSize() for payloads in attributes.details.values()),
         turn.ctx.limits["limit.blobSize.error"],
         "BAD_RECORD_MARKER_ATTRIBUTES",

@@ -63,7 +63,7 @@ def schedule_workflow_task(turn: Turn, *, original_scheduled_at_ns: int = 0, off
 
 
 def schedule_speculative_task(turn: Turn) -> None:
-    """Schedules a task for an update alone, if none is pending: its events are written only if it turns out to matter."""
+    """Schedules a task for an update alone, if none is pending; its events are written only if it matters."""
     run, ctx = turn.run, turn.ctx
     if not run.running or run.workflow_task is not None or run.first_task_at_ns > ctx.now_ns:
         return

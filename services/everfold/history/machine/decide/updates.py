@@ -74,7 +74,8 @@ def admit_update(
     if run.updates_total >= limits["history.maxTotalUpdates"]:
         raise StatusError(
             Code.FAILED_PRECONDITION,
-            f"The limit on the total number of distinct updates in this workflow has been reached ({run.updates_total}). "
+            f"The limit on the total number of distinct updates in this workflow has been reached "
+            f"({run.updates_total}). "
             "Make sure any duplicate updates share an Update ID so the server can deduplicate them, and consider "
             "continuing as new.",
         )
@@ -238,8 +239,8 @@ def _news(turn: Turn, update_id: str, stage: str, outcome: bytes = b"") -> None:
 def _unknown(message: protocol_pb2.Message) -> CommandFailed:
     return CommandFailed(
         _BAD_MESSAGE,
-        f"update {message.protocol_instance_id} wasn't found on the server. This is most likely a transient error which "
-        "will be resolved automatically by retries",
+        f"update {message.protocol_instance_id} wasn't found on the server. "
+        "This is most likely a transient error which will be resolved automatically by retries",
     )
 
 
