@@ -96,6 +96,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     Raises:
         IndexUnusable: the file belongs to a newer version, or is no index.
     """
+    connection.execute("PRAGMA journal_mode = WAL")  # a property of the file, from now on
     connection.execute("BEGIN IMMEDIATE")
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -100,12 +101,22 @@ class VisibilityStore:
         self._lock = threading.Lock()
         self._namespaces: dict[str, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            prepare(self._connection())
-        except sqlite3.DatabaseError as error:
-            raise IndexUnusable(
-                f"{path}: {error}; delete it and it is made again from the `visibility` topic"
-            ) from error
+        self._prepare()
+
+    def _prepare(self) -> None:
+        # Turning a new file into one with a write-ahead log takes it for itself and does not wait its turn, so when
+        # several processes open it at once all but one are told that it is locked.
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        while True:
+            try:
+                return prepare(self._connection())
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise IndexUnusable(f"{self.path}: {error}") from error
+                time.sleep(0.02)
+            except sqlite3.DatabaseError as error:
+                again = "delete it, and it is made again from the `visibility` topic"
+                raise IndexUnusable(f"{self.path}: {error}; {again}") from error
 
     def close(self) -> None:
         """Closes the connections of all threads. Nobody may be using the store."""
@@ -361,7 +372,6 @@ class VisibilityStore:
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
             )
-            connection.execute("PRAGMA journal_mode = WAL")
             # A killed process loses nothing; a power cut may lose the last transactions, position included: they are
             # folded again from the topic.
             connection.execute("PRAGMA synchronous = NORMAL")

@@ -1,8 +1,8 @@
 """Keeps the stream processors running, in a child process: another core, another heap, restarted when they die.
 
-A processor that cannot go on ends its process, because skipping a record would be worse. It is started again, less and less often while it keeps dying: from its stored position it either gets further or says
-once more what is in its way, and the engine itself is not in need of it. Which command that is, the caller says: no
-service knows the topology.
+A processor that cannot go on ends its process, because skipping a record would be worse. It is started again, less and
+less often while it keeps dying: from its stored position it either gets further or says once more what is in its way,
+and the engine itself is not in need of it. Which command that is, the caller says: no service knows the topology.
 """
 
 from __future__ import annotations

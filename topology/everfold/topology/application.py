@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import ssl
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
 from typing import Any, Final
 
 import faust
@@ -18,7 +22,8 @@ from faust.worker import Worker as FaustWorker
 
 from everfold.runtime import metrics
 from everfold.schemas.topics import full_name
-from everfold.topology.projection import Projection, Watermarks
+from everfold.topology.projection import Projection, ProjectionBroken, Watermarks
+from everfold.topology.publisher import PublishFailed, missing_topics
 from everfold.topology.sight import Lag, Sight
 from everfold.topology.transport import BatchSchema, NoTables
 
@@ -38,6 +43,15 @@ POLL_RECORDS: Final = 500
 
 FETCH_BYTES: Final = 1024 * 1024
 """Most bytes per partition and fetch, larger single records excepted: bounds the consumer's memory."""
+
+STOP_WITHIN_S: Final = 1.8
+"""After SIGTERM: a batch takes milliseconds, so what takes longer hangs. Below the 3 s of the parent's patience."""
+
+CRASH_WITHIN_S: Final = 1.0
+"""After a processor has failed: only for Faust to leave the group."""
+
+TOPICS_WITHIN_S: Final = 30.0
+"""How long to wait at start for brokers and topics: they may be starting, too."""
 
 BUFFERED_BATCHES: Final = 8
 """Batches waiting for an agent, all partitions together: beyond it the consumer stops fetching."""
@@ -74,14 +88,34 @@ class TopologyOptions:
 
 
 class Worker(FaustWorker):
-    """Faust's worker without its spinner, and without the second that it sleeps before it closes its loop."""
+    """Faust's worker without its spinner, and with an end that is bounded.
+
+    Faust's own stop may wait for ever for a consumer thread whose loop is closed, above all after a crash. Nothing is
+    lost by leaving: what a processor did and its position move together.
+    """
 
     def __init__(self, app: TopologyApp, **options: Any) -> None:
         super().__init__(app, **options)
         self.spinner = None
+        self._last_call: threading.Timer | None = None
 
     async def _sentinel_task(self) -> None:
-        await asyncio.sleep(0)
+        """Faust sleeps for a second here, before it closes its loop."""
+
+    def _schedule_shutdown(self, signal: Signals) -> None:
+        self._leave_within(STOP_WITHIN_S, 0)
+        super()._schedule_shutdown(signal)
+
+    def _crash(self, reason: BaseException) -> None:
+        if not self._crashed.is_set():
+            self._leave_within(CRASH_WITHIN_S, 1)
+        super()._crash(reason)
+
+    def _leave_within(self, seconds: float, status: int) -> None:
+        if self._last_call is None:
+            self._last_call = threading.Timer(seconds, os._exit, (status,))
+            self._last_call.daemon = True
+            self._last_call.start()
 
 
 class TopologyApp(faust.App):
@@ -121,7 +155,11 @@ class TopologyApp(faust.App):
             stream_wait_empty=False,
             stream_recovery_delay=0.0,
             producer_acks=-1,
+            # `faust worker` turns the web server on whatever is said here (--without-web turns it off): then on
+            # loopback, since it shows more than the lag.
             web_enabled=False,
+            web_bind="127.0.0.1",
+            web_host="127.0.0.1",
             worker_redirect_stdouts=False,
             TableManager=NoTables,
             Worker=Worker,
@@ -146,7 +184,6 @@ class TopologyApp(faust.App):
                 except Exception as error:
                     # Faust would restart the agent behind the batch, and so skip it. The process must go instead:
                     # whoever starts it again reads on from the stored position.
-                    log.exception("processor stopped", processor=kind.name)
                     await self.crash(error)
                     raise
 
@@ -156,12 +193,29 @@ class TopologyApp(faust.App):
 
     async def on_first_start(self) -> None:
         """Makes the processors."""
+        await self._await_topics()
         for make in self._factories:
             projection = make()
             await projection.start()
             self._projections[full_name(self.options.prefix, projection.source)] = projection
         await self._sight.start()
         await super().on_first_start()
+
+    async def _await_topics(self) -> None:
+        # A consumer that joins before its topics exist gets nothing to read until it asks again, minutes later.
+        loop = asyncio.get_running_loop()
+        options = self.options
+        wanted = sorted(self.batched)
+        deadline = loop.time() + TOPICS_WITHIN_S
+        while missing := await loop.run_in_executor(
+            None, missing_topics, options.bootstrap, options.properties, wanted
+        ):
+            if loop.time() > deadline:
+                raise ProjectionBroken(
+                    f"there is no topic {', '.join(missing)} on {options.bootstrap}; make the topics with `everfold "
+                    "topics apply`, or correct kafka.prefix"
+                )
+            await asyncio.sleep(0.25)
 
     async def on_shutdown(self) -> None:
         """Lets the processors' stores go."""
@@ -170,6 +224,14 @@ class TopologyApp(faust.App):
         for projection in self._projections.values():
             await projection.stop()
         self._projections.clear()
+
+    async def crash(self, reason: BaseException) -> None:
+        """Says why, once and in words, and stops the worker."""
+        known = isinstance(reason, ProjectionBroken | PublishFailed)
+        log.error("the topology stops", reason=str(reason), exc_info=None if known else reason)
+        # What the libraries say while they are torn down is not what the reader is looking for.
+        logging.disable(logging.CRITICAL)
+        await super().crash(reason)
 
     async def open_partitions(self, assigned: Iterable[TP]) -> dict[TP, int]:
         """Opens the assigned partitions in their processors: partition -> the offset to read next."""

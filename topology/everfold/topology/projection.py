@@ -49,9 +49,15 @@ class PositionMoved(Exception):
 class SourceRecord(Protocol):
     """What is read of a consumed record (aiokafka's ConsumerRecord has it)."""
 
-    offset: int
-    key: bytes | None
-    value: bytes | None
+    @property
+    def offset(self) -> int:
+        """Its offset in the partition."""
+        ...
+
+    @property
+    def value(self) -> bytes | None:
+        """Its bytes."""
+        ...
 
 
 class Batch(NamedTuple):
@@ -228,7 +234,7 @@ class Projection(abc.ABC):
         for record in records:
             if record.offset < held.next_offset:
                 continue
-            fields = self._read(record, held.dead)
+            fields = self._read(batch, record, held.dead)
             held.next_offset = record.offset + 1
             if fields is not None:
                 origin, predecessor = place(fields["origin"]), place(fields["predecessor"])
@@ -248,24 +254,28 @@ class Projection(abc.ABC):
         if safe_offset is None:  # nothing new, or nothing before an open gap is closed
             return
         reached = Position(safe_offset, last)
-        await self.apply(batch.partition, held.stored, reached, taken, held.dead)
+        dead = [letter for letter in held.dead if letter.offset < safe_offset]
+        await self.apply(batch.partition, held.stored, reached, taken, dead)
         held.stored = reached
         self._projected.inc(len(taken))
-        if held.dead:
-            self._dead_letters.inc(len(held.dead))
-            held.dead = []
+        if dead:
+            self._dead_letters.inc(len(dead))
+            held.dead = [letter for letter in held.dead if letter.offset >= safe_offset]
 
     def _stored_offset(self, held: _Partition) -> int:
         return held.stored.next_offset if held.stored is not None else 0
 
-    def _read(self, record: SourceRecord, dead: list[DeadLetter]) -> Mapping[str, Any] | None:
+    def _read(self, batch: Batch, record: SourceRecord, dead: list[DeadLetter]) -> Mapping[str, Any] | None:
         value = record.value or b""
         try:
             fields = self.decode(value)
             if fields["origin"] is None:
                 raise Undecodable("it has no origin")
-        except UnknownSchema:
-            raise
+        except UnknownSchema as error:
+            raise ProjectionBroken(
+                f"{self.name}: {batch.topic}[{batch.partition}] offset {record.offset}: {error.reason}: a newer "
+                "version wrote it; upgrade this worker"
+            ) from error
         except Undecodable as error:
             log.error("dead letter", processor=self.name, offset=record.offset, reason=error.reason)
             dead.append(DeadLetter(record.offset, error.reason, value))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from everfold.schemas.topics import RECORD_BYTES_MAX
 
@@ -94,6 +95,16 @@ def pairs(message: Message) -> list[tuple[str, str | bytes | None]]:
     """The record's headers, in order."""
     headers = message.headers()
     return headers if isinstance(headers, list) else []
+
+
+def missing_topics(bootstrap: str, properties: Mapping[str, str], topics: Iterable[str]) -> list[str]:
+    """Those of the topics that the cluster has not, or all while no broker answers. Blocks, for 5 s at most."""
+    admin = AdminClient({**properties, "bootstrap.servers": bootstrap})
+    try:
+        there = admin.list_topics(timeout=5.0).topics
+    except KafkaException:
+        there = {}
+    return [topic for topic in topics if topic not in there]
 
 
 class Tail(NamedTuple):

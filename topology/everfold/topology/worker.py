@@ -33,7 +33,7 @@ def run(app: TopologyApp) -> int:
     except SystemExit as ended:
         return int(ended.code or 0)
     except Exception as error:
-        log.error("the topology stopped", error=type(error).__name__, reason=str(error))
+        log.debug("stopped", error=type(error).__name__, reason=str(error))
         return 1
 
 
