@@ -229,7 +229,7 @@ class ShardDriver:
         assert step.reply is not None
         if step.reply.error is not None:
             raise step.reply.error
-        return ws.PollWorkflowTaskQueueResponse.FromString(reads.assemble(self.fold, step.reply, ""))
+        return ws.PollWorkflowTaskQueueResponse.FromString(reads.assemble(self.fold, step.reply))
 
     def poll_activity(
         self, *, offer: TaskOffer | None = None, request_id: str = ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from temporalio.api.query.v1 import message_pb2 as query_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
@@ -17,9 +15,6 @@ from everfold.history.machine.step import Reply, RunKey
 from everfold.history.queries import QueryView
 from everfold.history.reading import HistoryAnswer
 from everfold.schemas import codec
-
-_TASK_FIELD: Final = {"START_WORKFLOW_TASK": "", "COMPLETE_WORKFLOW_TASK": "workflow_task"}
-"""Kind of record -> the field of its response that holds the workflow task; "" when the response is the task."""
 
 
 class MachineReads:
@@ -52,9 +47,7 @@ class MachineReads:
 
     def response(self, fold: ShardFold, kind: str, reply: Reply) -> bytes:
         """See `Reads`."""
-        if reply.history is None:
-            return reply.response
-        return reads.assemble(fold, reply, _TASK_FIELD[kind])
+        return reads.assemble(fold, reply)
 
     def query_view(self, fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str) -> QueryView:
         """See `Reads`."""

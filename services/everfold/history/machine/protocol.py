@@ -27,3 +27,10 @@ def messages_for(run: Run) -> list[protocol_pb2.Message]:
             message.body.Pack(update_pb2.Request.FromString(update.request))
             out.append(message)
     return out
+
+
+def send_updates(run: Run) -> None:
+    """The task that starts now carries every admitted update."""
+    for update in run.updates.values():
+        if update.stage == UpdateStage.ADMITTED:
+            update.sent = True

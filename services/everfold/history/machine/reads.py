@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import msgpack
 from temporalio.api.common.v1 import message_pb2 as common_pb2
 from temporalio.api.enums.v1 import task_queue_pb2
+from temporalio.api.enums.v1 import update_pb2 as update_enums
 from temporalio.api.enums.v1 import workflow_pb2 as enums
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.workflow.v1 import message_pb2 as workflow_pb2
@@ -21,15 +22,19 @@ from everfold.history.machine.context import NamespaceInfo
 from everfold.history.machine.decide.search_attributes import PREDEFINED
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.events import framed, parse_history, serialize, set_time, varint
-from everfold.history.machine.history_rows import batch_start
-from everfold.history.machine.rejections import invalid, workflow_not_found
+from everfold.history.machine.history_rows import batch_start, event_at
+from everfold.history.machine.rejections import invalid, not_found, workflow_not_found
+from everfold.history.machine.relations import closed_outcome
 from everfold.history.machine.shard_fold import ShardFold
-from everfold.history.machine.state import Activity, Run
+from everfold.history.machine.state import Activity, Run, UpdateStage
 from everfold.history.machine.step import HistoryRange, Reply, RunKey
 
 PAGE_EVENTS_MAX: Final = 256
 """Events of a page at most, but for a last batch that is longer (Temporal: history.maximumPageSize)."""
 
+ADMITTED_STAGE: Final = update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ADMITTED
+ACCEPTED_STAGE: Final = update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
+COMPLETED_STAGE: Final = update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
 _CLOSE_ONLY: Final = enums.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
 
 
@@ -95,23 +100,17 @@ def _cut(batch: tuple[int, bytes], first: int, batch_end: int, end: int) -> byte
     return b"".join(framed(serialize(event)) for event in kept)
 
 
-def assemble(fold: ShardFold, reply: Reply, response_field: str = "workflow_task") -> bytes:
-    """A reply with its history: the rows' bytes appended to the response, and a page token where there is more.
-
-    Args:
-        fold: the shard.
-        reply: of a started workflow task, or of a completion that returned the next one.
-        response_field: "" when the response is the workflow task itself, else the field that holds it.
-    """
+def assemble(fold: ShardFold, reply: Reply) -> bytes:
+    """A reply with its history: the rows' bytes appended to the response, and a page token where there is more."""
     wanted = reply.history
     if wanted is None:
         return reply.response
     history, token = _task_history(fold, wanted)
-    if not response_field:
-        return reply.response + _field(ws.PollWorkflowTaskQueueResponse, "history", history) + token
     task = _field(ws.PollWorkflowTaskQueueResponse, "history", history) + token
+    if not wanted.field:
+        return reply.response + task
     # A second occurrence of a message field is merged into the first by every protobuf parser.
-    return reply.response + _field(ws.RespondWorkflowTaskCompletedResponse, response_field, task)
+    return reply.response + varint(wanted.field << 3 | 2) + varint(len(task)) + task
 
 
 def _task_history(fold: ShardFold, wanted: HistoryRange) -> tuple[bytes, bytes]:
@@ -245,6 +244,47 @@ def get_history_reverse(fold: ShardFold, namespace_id: str, namespace: str, mess
     if first > 1:
         response.next_page_token = encode_token(Token(run.run_id, first, 0, 0))
     return serialize(response)
+
+
+# ---- updates --------------------------------------------------------------------------------------------------------
+
+
+class UpdateStatus(NamedTuple):
+    """How far an update has come.
+
+    Attributes:
+        stage: temporal.api.enums.v1.UpdateWorkflowExecutionLifecycleStage.
+        outcome: serialized Outcome of a completed update; empty before.
+    """
+
+    run: RunKey
+    stage: int
+    outcome: bytes
+
+
+def update_status(
+    fold: ShardFold, namespace_id: str, namespace: str, workflow_id: str, run_id: str, update_id: str
+) -> UpdateStatus:
+    """The state of an update, its outcome read from the history.
+
+    Raises:
+        StatusError: NOT_FOUND, for the workflow or the update.
+    """
+    run = fold.run(namespace_id, namespace, workflow_id, run_id)
+    if run is None:
+        raise workflow_not_found(workflow_id)
+    update = run.updates.get(update_id)
+    if update is None:
+        raise not_found(f"update {update_id!r} not found")
+    key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
+    if update.stage == UpdateStage.COMPLETED:
+        event = event_at(fold.rows, run, update.completed_event_id)
+        assert event is not None
+        outcome = event.workflow_execution_update_completed_event_attributes.outcome
+        return UpdateStatus(key, COMPLETED_STAGE, serialize(outcome))
+    if update.stage == UpdateStage.ACCEPTED and not run.running:
+        return UpdateStatus(key, COMPLETED_STAGE, closed_outcome())
+    return UpdateStatus(key, ACCEPTED_STAGE if update.stage == UpdateStage.ACCEPTED else ADMITTED_STAGE, b"")
 
 
 # ---- DescribeWorkflowExecution --------------------------------------------------------------------------------------

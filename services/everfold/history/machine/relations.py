@@ -16,7 +16,7 @@ from temporalio.api.update.v1 import message_pb2 as update_pb2
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import not_found
-from everfold.history.machine.state import Run, Status, UpdateStage
+from everfold.history.machine.state import Run, UpdateStage
 from everfold.history.machine.step import RunKey, UpdateNews
 from everfold.kernel.ids import record_key, shard_of
 from everfold.schemas.topics import SHARD_LOG
@@ -79,12 +79,10 @@ def _abort_updates(ctx: StepContext, run: Run) -> None:
             ctx.step.updates.append(UpdateNews(key, update.update_id, "aborted", error=error))
             del run.updates[update.update_id]
         else:
-            ctx.step.updates.append(
-                UpdateNews(key, update.update_id, "completed", outcome=closed_outcome(Status(run.status)))
-            )
+            ctx.step.updates.append(UpdateNews(key, update.update_id, "completed", outcome=closed_outcome()))
 
 
-def closed_outcome(status: Status) -> bytes:
+def closed_outcome() -> bytes:
     """Outcome of an accepted update whose workflow closed before it completed."""
     outcome = update_pb2.Outcome()
     outcome.failure.message = "Workflow Update failed because the Workflow completed before the Update completed."

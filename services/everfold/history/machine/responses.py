@@ -120,7 +120,8 @@ def task_completed(ctx: StepContext, run: Run, eager: list[int], inline: bool) -
     first = run.last_completed_started_id + 1 if run.sticky_queue else 1
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     end = run.next_event_id if suffix else task.started_event_id + 1
-    return Reply(serialize(response), history=HistoryRange(key, first, end, suffix))
+    field = response.DESCRIPTOR.fields_by_name["workflow_task"].number
+    return Reply(serialize(response), history=HistoryRange(key, first, end, suffix, field))
 
 
 def activity_task(ctx: StepContext, run: Run, activity: Activity) -> Reply:

@@ -93,6 +93,8 @@ class HistoryRange(NamedTuple):
     first_event_id: int
     end_event_id: int
     suffix: tuple[bytes, ...]
+    #: number of the response's field that holds the workflow task; 0 when the response is the task itself
+    field: int = 0
 
 
 class UpdateNews(NamedTuple):

@@ -189,7 +189,8 @@ def _start_successor(turn: Turn, attributes: Started, run_id: str, backoff: int)
 
 def _move_updates(ctx: StepContext, previous: Run, run: Run) -> None:
     """Updates not yet accepted, of callers who named no run, go on in the next run (their callers wait for them
-    there)."""
+    there).
+    """
     key = RunKey(previous.namespace_id, previous.workflow_id, previous.run_id)
     for update in list(previous.updates.values()):
         if update.stage == UpdateStage.ADMITTED and update.any_run:

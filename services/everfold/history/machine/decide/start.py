@@ -11,15 +11,16 @@ from temporalio.api.enums.v1 import task_queue_pb2
 from temporalio.api.enums.v1 import workflow_pb2 as enums
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.history.machine import events, keys
+from everfold.history.machine import events, keys, responses
 from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.activity_options import InvalidActivity, check_retry_policy, fill_retry_policy
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.search_attributes import check_search_attributes
 from everfold.history.machine.decide.signal import check_signal, is_repeated_signal, record_signal
+from everfold.history.machine.decide.task_start import begin_task
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
-from everfold.history.machine.events import serialize, set_time
+from everfold.history.machine.events import serialize, set_time, varint
 from everfold.history.machine.rejections import already_started, busy, invalid
 from everfold.history.machine.state import Run, Status
 from everfold.history.machine.step import Reply
@@ -52,6 +53,8 @@ def decide_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     check_search_attributes(namespace, request.search_attributes, ctx.limits)
     make_room(ctx, request, current)
     turn = create_run(ctx, namespace, request)
+    if turn.events[0].workflow_execution_started_event_attributes.eager_execution_accepted:
+        return _started_eagerly(turn, request)
     schedule_workflow_task(turn)
     turn.finish()
     return _started(turn.run, True)
@@ -90,6 +93,22 @@ def decide_signal_with_start(ctx: StepContext, namespace: NamespaceInfo, message
     schedule_workflow_task(turn)
     turn.finish()
     return Reply(serialize(ws.SignalWithStartWorkflowExecutionResponse(run_id=turn.run.run_id, started=True)))
+
+
+def _started_eagerly(turn: Turn, request: ws.StartWorkflowExecutionRequest) -> Reply:
+    """The starter has a worker: its first workflow task is started at once and travels in the answer."""
+    schedule_workflow_task(turn, offer=False)
+    begin_task(turn, request.request_id, request.identity)
+    turn.finish()
+    run = turn.run
+    task = run.workflow_task
+    assert task is not None
+    started = _started(run, True)
+    part = responses.workflow_task(run, task)
+    field = ws.StartWorkflowExecutionResponse.DESCRIPTOR.fields_by_name["eager_workflow_task"].number
+    head = varint(field << 3 | 2) + varint(len(part.response)) + part.response
+    assert part.history is not None
+    return Reply(started.response + head, history=part.history._replace(field=field))
 
 
 def _conflict(request: ws.StartWorkflowExecutionRequest) -> int:
@@ -242,6 +261,9 @@ def create_run(
         a.parent_workflow_execution.run_id = parent.run_id
         a.parent_initiated_event_id = parent.initiated_event_id
         a.root_workflow_execution.workflow_id, a.root_workflow_execution.run_id = parent.root
+    a.eager_execution_accepted = bool(
+        request.request_eager_execution and not delay_ns and ctx.limits["system.enableEagerWorkflowStart"]
+    )
     if request.HasField("user_metadata"):
         event.user_metadata.CopyFrom(request.user_metadata)
     event.links.extend(request.links)

@@ -117,16 +117,6 @@ def _too_many(text: str) -> StatusError:
     return StatusError(Code.RESOURCE_EXHAUSTED, text, error.details)
 
 
-# ---- to the worker --------------------------------------------------------------------------------------------------
-
-
-def send_updates(run: Run) -> None:
-    """The task that starts now carries every admitted update."""
-    for update in run.updates.values():
-        if update.stage == UpdateStage.ADMITTED:
-            update.sent = True
-
-
 # ---- from the worker ------------------------------------------------------------------------------------------------
 
 

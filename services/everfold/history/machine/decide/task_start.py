@@ -1,0 +1,68 @@
+"""A worker takes the scheduled workflow task: by a poll, by its own completion, or by having started the workflow.
+
+Temporal: workflow_task_state_machine.go, AddWorkflowTaskStartedEvent.
+"""
+
+from __future__ import annotations
+
+from everfold.history.machine import events, responses
+from everfold.history.machine.apply import start_task
+from everfold.history.machine.context import StepContext
+from everfold.history.machine.decide.schedule import record_scheduled
+from everfold.history.machine.protocol import send_updates
+from everfold.history.machine.state import Run, WorkflowTask
+from everfold.history.machine.turn import Turn
+
+
+def begin_task(turn: Turn, request_id: str, identity: str) -> None:
+    """Starts the scheduled task: writes WorkflowTaskStarted, or for a transient task only remembers it."""
+    ctx, run = turn.ctx, turn.run
+    task = run.workflow_task
+    assert task is not None
+    assert not task.started_event_id
+    turn.void_workflow_task(task)
+    send_updates(run)
+    if not task.written and task.scheduled_event_id != run.next_event_id:
+        task = _write_overtaken(turn, task)
+    suggest = suggested_reasons(ctx, run)
+    if task.written:
+        size = run.history_size_bytes
+        record_started(turn, task.scheduled_event_id, request_id, identity, size, suggest, ctx.now_ns)
+        task.suggest_continue_as_new = suggest
+    else:
+        start_task(task, task.scheduled_event_id + 1, ctx.now_ns, request_id, identity, run.history_size_bytes, suggest)
+
+
+def _write_overtaken(turn: Turn, task: WorkflowTask) -> WorkflowTask:
+    """Events came since the retry was scheduled: it becomes a normal task, attempt 1, scheduled now."""
+    stamp, queue, sticky, original = task.stamp, task.queue, task.sticky, task.original_scheduled_at_ns
+    turn.run.workflow_task = None
+    turn.run.workflow_task_attempt = 1
+    fresh = record_scheduled(turn, task.timeout_ns, 1, turn.ctx.now_ns)
+    fresh.stamp, fresh.queue, fresh.sticky, fresh.original_scheduled_at_ns = stamp, queue, sticky, original
+    return fresh
+
+
+def record_started(
+    turn: Turn, scheduled_event_id: int, request_id: str, identity: str, size: int, suggest: int, at_ns: int
+) -> int:
+    """Writes WorkflowTaskStarted; returns its id."""
+    event = turn.new(events.TASK_STARTED, at_ns)
+    a = event.workflow_task_started_event_attributes
+    a.scheduled_event_id = scheduled_event_id
+    a.identity = identity
+    a.request_id = request_id
+    a.history_size_bytes = size
+    responses.set_suggestion(a, suggest)
+    turn.record(event)
+    return event.event_id
+
+
+def suggested_reasons(ctx: StepContext, run: Run) -> int:
+    """Whether the history is so long that the workflow should continue as new: bit 0 for size, bit 1 for events."""
+    reasons = 0
+    if run.history_size_bytes >= ctx.limits["limit.historySize.suggestContinueAsNew"]:
+        reasons |= 1
+    if run.next_event_id >= ctx.limits["limit.historyCount.suggestContinueAsNew"]:
+        reasons |= 2
+    return reasons
