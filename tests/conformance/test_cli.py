@@ -40,6 +40,10 @@ IGNORED = (
     r"[.](versionInfo|failoverVersionIncrement|initialFailoverVersion)",
     r".*[.](systemAttributes|customAttributes)[.]",
     r".*[.]identity",
+    r".*[.](mostRecentWorkerVersionStamp|binaryChecksum)",  # build ids go one way or the other, by capability
+    r".*[.](supportsSchedules|replicationConfig[.]state|limits[.]workflowTaskCompletionSizeLimitError)",
+    r".*[.]namespaceInfo[.](ownerEmail|data)",  # of the real server's own namespaces
+    r".*[.]httpAddress",
 )
 
 
