@@ -21,7 +21,6 @@ from everfold.history.barrier import Barrier
 from everfold.history.gates import NamespaceGate
 from everfold.history.hashes import HashRing
 from everfold.history.machine.step import DueTimer, Reply, Step, TaskOffer
-from everfold.history.marks import read_marks
 from everfold.history.outbox import Outbox, SentAnnouncer
 from everfold.history.ports import (
     BatchStore,
@@ -229,15 +228,15 @@ class Shard:
 
     def _folded(self, record: LogRecord, step: Step) -> None:
         self._hashes.remember(record.offset, record.epoch, self.fold.meta.state_hash)
-        marks = read_marks(record.value)
         own: int | None = None
-        if marks.instance == self._proposals.instance:
-            own = marks.sequence
+        instance, sequence = step.proposer
+        if instance == self._proposals.instance:
+            own = sequence
             sent_at_ns = self._proposals.folded(own, step.reply)
             if sent_at_ns is not None and self._skew is not None:
                 self._skew.measured(sent_at_ns, record.timestamp_ms, self._ports.now_ns())
-        if marks.sent is not None and not self._hashes.agrees(*marks.sent):
-            self._hash_mismatch(*marks.sent)
+        if step.outputs_sent is not None and not self._hashes.agrees(*step.outputs_sent):
+            self._hash_mismatch(*step.outputs_sent)
         if step.changed:
             self.waiters.changed(step.changed)
         self.barrier.folded(record.offset + 1, own)

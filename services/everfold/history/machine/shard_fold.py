@@ -11,6 +11,7 @@ happens then (law 9):
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -187,7 +188,13 @@ class ShardFold:
         if not self._is_repeat(ctx, body):
             self._do(ctx, body, record)
         self._advance(record, now_ns)
-        return ctx.step
+        step = ctx.step
+        proposer = body["proposer"]
+        step.proposer = (proposer["instance"], proposer["sequence"])
+        if body["kind"] == "OUTPUTS_SENT":
+            sent = body["body"]
+            step.outputs_sent = (sent["offset"], sent["epoch"], sent["state_hash"])
+        return step
 
     def _check_position(self, record: LogRecord) -> None:
         meta = self.meta
@@ -443,7 +450,7 @@ class ShardFold:
                 "epoch": origin["epoch"],
                 "reason": error.message[:4096],
                 "code": int(error.code),
-                "sha256": b"",
+                "sha256": hashlib.sha256(record.value).digest(),
                 "sample": b"",
                 "key": body["workflow_id"].encode(),
             },

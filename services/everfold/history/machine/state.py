@@ -115,11 +115,16 @@ class Activity:
     """A pending activity, from ActivityTaskScheduled until its closing event.
 
     Attributes:
-        event_row, event_start, event_end: where its scheduled event lies: history row (first event id) and byte range
-            in it. attempt: from 1. stamp: counts offers, over all attempts. started_at_ns: 0 while it waits for a
-            worker or for its retry. next_attempt_at_ns: when the retry is due; 0 when it is not waiting for one.
-            expires_at_ns: schedule-to-close; 0 for never. coefficient: backoff coefficient as (numerator,
-            denominator). last_failure, heartbeat_details: serialized Failure and Payloads; empty for none.
+        event_row: first event id of the history row that holds its scheduled event.
+        event_start: where the event begins in that row, in bytes; `event_end` is behind its end.
+        attempt: from 1.
+        stamp: counts offers, over all attempts.
+        started_at_ns: 0 while it waits for a worker or for its retry.
+        next_attempt_at_ns: when the retry is due; 0 when it is not waiting for one.
+        expires_at_ns: schedule-to-close; 0 for never.
+        coefficient: backoff coefficient as (numerator, denominator).
+        last_failure: serialized Failure; empty for none.
+        heartbeat_details: serialized Payloads; empty for none.
     """
 
     __slots__ = FIELDS = (
@@ -334,17 +339,26 @@ class Run:
         next_event_id: id of the next history event.
         workflow_task_attempt: attempt of the next workflow task; above 1 it will be transient.
         last_completed_started_id: WorkflowTaskStarted id of the last completed task, 0 for none.
-        last_completion: [scheduled id, started id, attempt, inline started id, eager activities' scheduled ids] of
-            the last
-            completed workflow task, for a completion whose answer was lost.
-        sticky_queue: the worker's own queue, "" for none; sticky_timeout_ns its schedule-to-start timeout.
+        last_completion: [scheduled id, started id, attempt, inline started id, eager activities' scheduled ids] of the
+            last completed workflow task, for a completion whose answer was lost.
+        sticky_queue: the worker's own queue, "" for none; `sticky_timeout_ns` is its schedule-to-start timeout.
         request_ids: request id -> id of the signal's event (0 while buffered), oldest first, bounded.
         close_attempted: the workflow tried to close and met buffered events; signals are refused until its next task
-            ends. activities: scheduled event id -> Activity. timers: timer id -> UserTimer. buffered: serialized
-            events that wait for the started workflow task to end; they have no ids yet. memo, search_attributes: name
-            -> serialized Payload. deadline_ns: due time of the run's timer row; 0 for none. sticky_row: True while
-            the row exists that marks a scheduled task without a task record. quarantined: why the run is parked; ""
-            when it is not.
+            ends.
+        activities: scheduled event id -> Activity.
+        timers: timer id -> UserTimer.
+        children: initiated event id -> Child.
+        externals: initiated event id -> External.
+        updates: update id -> Update.
+        buffered: serialized events that wait for the started workflow task to end; they have no ids yet.
+        memo: name -> serialized Payload; `search_attributes` likewise.
+        deadline_ns: due time of the run's timer row; 0 for none.
+        sticky_row: True while the row exists that marks a scheduled task without a task record.
+        quarantined: why the run is parked; "" when it is not.
+        parent: [namespace id, namespace, workflow id, run id, initiated event id] of the parent; empty for none.
+        root: [workflow id, run id] of the root of the tree; empty when that is this run.
+        retry_policy: serialized RetryPolicy of the workflow; empty for none.
+        successor_run_id: the run that followed this one in its chain.
     """
 
     FIELDS: Final = (

@@ -130,6 +130,10 @@ class Step:
     workflow_tasks_ended: list[tuple[RunKey, bool]] = field(default_factory=list)
     #: what became of updates, for those who wait for them
     updates: list[UpdateNews] = field(default_factory=list)
+    #: (instance, sequence) of whoever proposed the record, by which it knows its answer; the fold itself never looks
+    proposer: tuple[int, int] = (0, 0)
+    #: (offset, leader epoch, state hash) that an OutputsSent record claims
+    outputs_sent: tuple[int, int, bytes] | None = None
     #: True when the record was a repeat or stale, and changed nothing
     ignored: bool = False
     #: runs quarantined by this step, with the reason
