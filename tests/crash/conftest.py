@@ -12,6 +12,7 @@ import pytest
 
 from crash.load import Load, worker_command
 from support.metrics import sample
+from support.raw import RawClient, RpcError
 from support.servers import LOOPBACK, Process, Server, everfold_command, everfold_server, free_port, logs_kept
 
 BROKER_HOST = Path(__file__).parent / "broker_host.py"
@@ -139,9 +140,32 @@ class Cluster:
             time.sleep(0.1)
         for service in self.services.values():
             service.start_only() if isinstance(service, Server) else service.start()
+        self._make_namespace()
         for service in self.services.values():
             if isinstance(service, Server):
                 service.wait_ready(120)
+
+    def _make_namespace(self) -> None:
+        """Only start-dev makes `default` by itself; a cluster is given its namespaces."""
+        client = RawClient(self.addresses[0])
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                retention = {"seconds": 24 * 3600}
+                client.call(
+                    "RegisterNamespace",
+                    namespace="default",
+                    workflow_execution_retention_period=retention,
+                    timeout=5,
+                )
+                break
+            except RpcError as error:
+                if error.code == "ALREADY_EXISTS":
+                    break
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        client.close()
 
     def stop(self) -> None:
         for service in reversed(self.services.values()):

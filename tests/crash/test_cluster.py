@@ -22,10 +22,8 @@ SERVING_AGAIN_SECONDS_MAX = 15.0
 PROBE_SECONDS_MAX = 60.0
 
 
-@pytest.mark.timeout(900)
-def test_two_of_each_service_run_the_programs_and_survive_the_kill_of_any_one(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.timeout(600)
+def test_two_of_each_service_run_the_programs_through_either_frontend(cluster: Cluster) -> None:
     for address in cluster.addresses:
         done = subprocess.run(
             [sys.executable, str(PROGRAMS), address], capture_output=True, text=True, timeout=240, check=False
@@ -33,6 +31,12 @@ def test_two_of_each_service_run_the_programs_and_survive_the_kill_of_any_one(
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         assert [line["program"] for line in lines if "error" in line] == [], lines
         assert len(lines) == 6, done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_any_one_process_of_two_of_each_service_may_die_under_load(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     workers = [
         Process(f"sdk-worker-{n}", worker_command(address, TASK_QUEUE), tmp_path / f"sdk-worker-{n}.log")
         for n, address in enumerate(cluster.addresses, 1)
