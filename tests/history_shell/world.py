@@ -254,6 +254,9 @@ class Ports:
 
         world.call_later(MILLISECOND_NS, arrive)
 
+    def propose(self, partition: int, key: bytes, value: bytes, on_delivery: Delivered) -> None:
+        self.produce(SHARD_LOG.name, partition, key, value, (), on_delivery)
+
     def now_ns(self) -> int:
         return WALL_NS + self.world.now_ns + self.clock_ahead_ns
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from everfold.kernel.errors import StatusError
 from everfold.runtime.namespaces import NamespaceRegistry
-from everfold.schemas import registry as schemas
 
 
 class RegistryNamespaces:
@@ -15,15 +14,12 @@ class RegistryNamespaces:
 
     def __init__(self, registry: NamespaceRegistry) -> None:
         self._registry = registry
-        head = schemas.current("Namespace").id
-        self._frame = b"\0" + head.to_bytes(4, "big")
         #: refreshes under way; asyncio keeps only weak references to tasks
         self._refreshing: set[asyncio.Task[None]] = set()
 
     def get(self, namespace_id: str) -> tuple[int, bytes] | None:
         """See `Namespaces`."""
-        found = self._registry.version_and_bytes(namespace_id)
-        return None if found is None else (found[0], self._frame + found[1])
+        return self._registry.version_and_bytes(namespace_id)
 
     def name_of(self, namespace_id: str) -> str | None:
         """See `Namespaces`."""

@@ -50,16 +50,16 @@ from everfold.runtime.kafka import (
     LogConsumer,
     PartitionTrouble,
     Producer,
+    PromptProducer,
 )
+from everfold.runtime.kafka.group import SESSION_MS
+from everfold.runtime.kafka.producer import QUEUE_BYTES_MAX
 from everfold.schemas.topics import COMMANDS, SHARD_LOG
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
 log = structlog.get_logger("history.owner")
-
-FLUSH_EVERY_S: Final = 30.0
-"""Memtables go to disk this often: bounds what a crash has to refold. The architecture asks for 60 s at most."""
 
 SIGHT_EVERY_S: Final = 5.0
 """How often lags and depths are measured."""
@@ -93,7 +93,13 @@ class HistoryConfig:
         owner: for people, in ShardTaken.
         settings: settings that change outcomes, by the fold's names (`kernel.limits`); others have their defaults.
         run_cache_bytes: decoded runs in memory, over all shards.
+        run_cache_runs: the same as a number of runs; 0 leaves it to the bytes.
         block_cache_bytes, write_buffer_bytes: RocksDB's, over all shards.
+        flush_interval_s: memtables go to disk this often: bounds what a crash has to refold. At most 60 s.
+        producer_bytes_max: records waiting for Kafka, over all producers.
+        outputs_linger_ms: how long outputs wait for company. Nobody waits for them when matching is in this process
+            (tasks are handed over directly), and a request per record is most of a broker's work under light load.
+        session_ms: how long this process may be silent before others get its shards.
     """
 
     cluster_id: str
@@ -102,8 +108,13 @@ class HistoryConfig:
     owner: str
     settings: Mapping[str, int] = field(default_factory=dict)
     run_cache_bytes: int = 128 * 1024 * 1024
+    run_cache_runs: int = 0
     block_cache_bytes: int = 64 * 1024 * 1024
     write_buffer_bytes: int = 32 * 1024 * 1024
+    flush_interval_s: float = 60.0
+    producer_bytes_max: int = QUEUE_BYTES_MAX
+    outputs_linger_ms: float = 5.0
+    session_ms: int = SESSION_MS
     limits: ShellLimits = field(default_factory=ShellLimits)
 
 
@@ -152,9 +163,17 @@ class HistoryServer:
         config = self.config
         config.data_dir.mkdir(parents=True, exist_ok=True)
         self.memory = StoreMemory(config.block_cache_bytes, config.write_buffer_bytes)
-        self.producer = Producer(self.kafka, name="history")
+        self._proposals = PromptProducer(
+            self.kafka, name="history-proposals", queue_bytes_max=config.producer_bytes_max // 4
+        )
+        self._outputs = Producer(
+            self.kafka,
+            name="history-outputs",
+            queue_bytes_max=config.producer_bytes_max // 2,
+            linger_ms=config.outputs_linger_ms,
+        )
         self.end_offsets = EndOffsets(self.kafka, name="history-offsets")
-        self.ports = KafkaPorts(self.kafka.prefix, self.producer, self.end_offsets, self.clock)
+        self.ports = KafkaPorts(self.kafka.prefix, self._proposals, self._outputs, self.end_offsets, self.clock)
         self.log_consumer = LogConsumer(
             self.kafka, name="history-log", on_batch=self._on_log, on_trouble=self.on_log_trouble
         )
@@ -171,6 +190,7 @@ class HistoryServer:
             topic=self.log_topic,
             on_assigned=self._assigned,
             on_revoked=self._revoked,
+            session_ms=config.session_ms,
         )
         await self.log_consumer.start()
         await self.commands_consumer.start()
@@ -185,12 +205,12 @@ class HistoryServer:
         if hasattr(self, "_group"):
             await self._group.stop()  # revokes what is held
         await self._revoked(frozenset(self._tenures))
-        if hasattr(self, "producer"):
+        if hasattr(self, "ports"):
             await self.commands_consumer.stop()
             await self.log_consumer.stop()
             self.ports.close()
             self.end_offsets.close()
-            await self.producer.close(1.0)
+            await asyncio.gather(self._proposals.close(0.5), self._outputs.close(1.0))
 
     @property
     def serving(self) -> list[int]:
@@ -209,9 +229,10 @@ class HistoryServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def run_cache_share(self) -> int:
-        """One shard's part of the run cache: as if the shards were spread over no other process."""
-        return max(self.config.run_cache_bytes // self.config.shard_count, 64 * 1024)
+    def run_cache_share(self) -> tuple[int, int]:
+        """One shard's part of the run cache, (bytes, runs): as if the shards were spread over no other process."""
+        shards, runs = self.config.shard_count, self.config.run_cache_runs
+        return max(self.config.run_cache_bytes // shards, 64 * 1024), runs and max(runs // shards, 1)
 
     # ---- the group --------------------------------------------------------------------------------------------------
 
@@ -236,7 +257,7 @@ class HistoryServer:
             tenure = self._tenures.get(number)
             if tenure is not None:
                 tenure.on_log(batch)
-        self.producer.poll()
+        self.ports.poll()
 
     def on_log_trouble(self, trouble: PartitionTrouble) -> None:
         """A partition of the log cannot be read on."""
@@ -253,7 +274,7 @@ class HistoryServer:
             tenure = self._tenures.get(number)
             if tenure is not None:
                 tenure.on_commands(batch)
-        self.producer.poll()
+        self.ports.poll()
 
     def _on_commands_trouble(self, trouble: PartitionTrouble) -> None:
         tenure = self._tenures.get(trouble.partition)
@@ -276,7 +297,7 @@ class HistoryServer:
 
     async def _flush_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
+            await asyncio.sleep(self.config.flush_interval_s)
             for tenure in list(self._tenures.values()):
                 await tenure.flush()
 
@@ -376,7 +397,9 @@ class _Tenure:
         )
         if self._over.is_set():
             return
-        fold = ShardFold(self.number, self._store, server.run_cache_share())
+        cache_bytes, cache_runs = server.run_cache_share()
+        fold = ShardFold(self.number, self._store, cache_bytes)
+        fold.cache.runs_max = cache_runs
         instance = random.SystemRandom().getrandbits(62) + 1
         identity = Identity(config.cluster_id, config.shard_count, FEATURE_LEVEL, instance, config.owner)
         shard = Shard(
@@ -492,7 +515,7 @@ class _Tenure:
     def _on_own(self, messages: list[Message]) -> None:
         if self._own_consumer is not None:
             self.on_log(messages)
-            self._server.producer.poll()
+            self._server.ports.poll()
 
     def _join_others(self) -> None:
         """From the consumer of its own to the shared one, at the position reached."""

@@ -40,7 +40,18 @@ class ShardPorts(Protocol):
     def produce(
         self, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers, on_delivery: Delivered
     ) -> None:
-        """Append a record; `topic` is without the cluster's prefix. Raises ProducerFull."""
+        """Append a record; `topic` is without the cluster's prefix. Raises ProducerFull.
+
+        Records of one partition arrive in the order of these calls, unless a delivery fails.
+        """
+        ...
+
+    def propose(self, partition: int, key: bytes, value: bytes, on_delivery: Delivered) -> None:
+        """Append a record that somebody waits for to the shard log. Raises ProducerFull.
+
+        In no order, neither among themselves nor with what `produce` sends: the log's order is the only one that
+        counts, so a proposal that needs another one folded first is made when that one is.
+        """
         ...
 
     def now_ns(self) -> int:

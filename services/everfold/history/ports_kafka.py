@@ -9,18 +9,35 @@ from typing import TYPE_CHECKING, Any
 from everfold.history.ports import Cancellable, Delivered, Headers, ProducerFull
 from everfold.kernel.time import SECOND_NS
 from everfold.runtime.clock import Clock
-from everfold.runtime.kafka import EndOffsets, KafkaTrouble, KafkaUnavailable, Producer, ProducerQueueFull
+from everfold.runtime.kafka import (
+    EndOffsets,
+    KafkaTrouble,
+    KafkaUnavailable,
+    Producer,
+    ProducerQueueFull,
+    PromptProducer,
+)
+from everfold.schemas.topics import SHARD_LOG
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
 
 
 class KafkaPorts:
-    """What all shards of a process share; `for_shard` makes one shard's view."""
+    """What all shards of a process share; `for_shard` makes one shard's view.
 
-    def __init__(self, prefix: str, producer: Producer, end_offsets: EndOffsets, clock: Clock) -> None:
+    Args:
+        proposals: takes the records that somebody waits for, in no order.
+        outputs: takes all others: chains, each partition's in order.
+    """
+
+    def __init__(
+        self, prefix: str, proposals: PromptProducer, outputs: Producer, end_offsets: EndOffsets, clock: Clock
+    ) -> None:
         self._prefix = prefix
-        self._producer = producer
+        self._log_topic = prefix + SHARD_LOG.name
+        self._proposals = proposals
+        self._outputs = outputs
         self._end_offsets = end_offsets
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -31,7 +48,27 @@ class KafkaPorts:
         self, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers, on_delivery: Delivered
     ) -> None:
         """See `ShardPorts.produce`."""
+        self._send(self._outputs, self._prefix + topic, partition, key, value, headers, on_delivery)
 
+    def propose(self, partition: int, key: bytes, value: bytes, on_delivery: Delivered) -> None:
+        """See `ShardPorts.propose`."""
+        self._send(self._proposals, self._log_topic, partition, key, value, (), on_delivery)
+
+    def poll(self) -> None:
+        """Collect the delivery reports that are there."""
+        self._proposals.poll()
+        self._outputs.poll()
+
+    def _send(
+        self,
+        producer: Producer | PromptProducer,
+        topic: str,
+        partition: int,
+        key: bytes,
+        value: bytes | None,
+        headers: Headers,
+        on_delivery: Delivered,
+    ) -> None:
         def report(error: KafkaError | None, message: Message) -> None:
             if error is None:
                 on_delivery(None, message.offset() or 0)
@@ -39,7 +76,7 @@ class KafkaPorts:
                 on_delivery(KafkaTrouble(error.str()), -1)
 
         try:
-            self._producer.produce(self._prefix + topic, partition, key, value, list(headers) or None, report)
+            producer.produce(topic, partition, key, value, list(headers) or None, report)
         except ProducerQueueFull as full:
             raise ProducerFull(str(full)) from None
         except KafkaTrouble as trouble:
@@ -87,6 +124,7 @@ class ServerShardPorts:
 
     def __init__(self, shared: KafkaPorts, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self.produce = shared.produce
+        self.propose = shared.propose
         self.now_ns = shared.now_ns
         self.boottime_ns = shared.boottime_ns
         self.call_later = shared.call_later

@@ -380,7 +380,7 @@ class Shard:
                 self._proposals.failed(sequence, error)
 
         try:
-            self._ports.produce(SHARD_LOG.name, self.shard, key, value, (), delivered)
+            self._ports.propose(self.shard, key, value, delivered)
         except ProducerFull:
             self._proposals.withdraw(sequence)
             on_verdict(self.overloaded())

@@ -20,9 +20,6 @@ STATE_REGISTERED: Final = 1
 STATE_DEPRECATED: Final = 2
 STATE_DELETED: Final = 3
 
-_FRAME_BYTES: Final = 5
-"""Confluent framing in front of the Avro record: a zero byte and the 4-byte schema id."""
-
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
@@ -33,7 +30,7 @@ class Namespace:
         state: temporal.api.enums.v1.NamespaceState.
         search_attributes: custom search attribute name -> type name, such as Keyword.
         config: serialized temporal.api.namespace.v1.NamespaceConfig.
-        encoded: the record as schemaless Avro, as `NamespaceChanged` carries it into a shard's log.
+        encoded: the record as it is on the topic, framed; `NamespaceChanged` carries it into a shard's log so.
     """
 
     namespace_id: str
@@ -93,7 +90,7 @@ def decode_namespace(value: bytes) -> Namespace:
         created_at_ns=record["created_at_ns"],
         deleted=record["deleted"],
         config=record["config"],
-        encoded=value[_FRAME_BYTES:],
+        encoded=value,
     )
 
 
@@ -125,7 +122,7 @@ class NamespaceRegistry:
         return None if namespace is None or namespace.deleted else namespace
 
     def version_and_bytes(self, namespace_id: str) -> tuple[int, bytes] | None:
-        """(version, schemaless Avro bytes), deleted namespaces included; None when not known here."""
+        """(version, the topic's framed value), deleted namespaces included; None when not known here."""
         namespace = self._by_id.get(namespace_id)
         return None if namespace is None else (namespace.version, namespace.encoded)
 

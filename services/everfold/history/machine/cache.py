@@ -1,4 +1,4 @@
-"""Decoded runs, least recently used, within a bound of bytes. The rest is in RocksDB."""
+"""Decoded runs, least recently used, within a bound of bytes and one of runs. The rest is in RocksDB."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ RUN_BYTES_MIN: Final = 4096
 
 
 class RunCache:
-    """Runs by row key."""
+    """Runs by row key.
 
-    __slots__ = ("_runs", "_weights", "bytes", "bytes_max", "hits", "misses")
+    Attributes:
+        runs_max: 0 leaves it to the bytes.
+    """
 
-    def __init__(self, bytes_max: int) -> None:
+    __slots__ = ("_runs", "_weights", "bytes", "bytes_max", "hits", "misses", "runs_max")
+
+    def __init__(self, bytes_max: int, runs_max: int = 0) -> None:
         self.bytes_max = bytes_max
+        self.runs_max = runs_max
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -48,7 +53,7 @@ class RunCache:
         self._weights[key] = weight
         self._runs[key] = run
         self._runs.move_to_end(key)
-        while self.bytes > self.bytes_max and len(self._runs) > 1:
+        while len(self._runs) > 1 and (self.bytes > self.bytes_max or 0 < self.runs_max < len(self._runs)):
             oldest, _ = self._runs.popitem(last=False)
             self.bytes -= self._weights.pop(oldest)
 

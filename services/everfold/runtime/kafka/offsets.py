@@ -7,6 +7,7 @@ way wait for the next one, which asks for all their partitions together: under l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
@@ -24,6 +25,9 @@ ANSWER_SECONDS_MAX: Final = 5.0
 
 _RETRY_S: Final = 0.02
 """A partition without a leader (just created, or its broker is starting) has one milliseconds later."""
+
+_REFRESH_SECONDS_MAX: Final = 2.0
+"""Bound on asking for the leaders anew."""
 
 Place = tuple[str, int]
 """(full topic name, partition)"""
@@ -46,6 +50,7 @@ class EndOffsets:
         #: the question that will be asked next: place -> its answer
         self._next: dict[Place, _Wait] = {}
         self._asking = False
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def end_offset(self, topic: str, partition: int) -> int:
         """The partition's end, at some moment between the call and the return.
@@ -67,6 +72,8 @@ class EndOffsets:
 
     def close(self) -> None:
         """Fails those who wait."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         for waiting in self._next.values():
             _fail(waiting.answer, KafkaUnavailable("closed"))
         self._next = {}
@@ -122,10 +129,26 @@ class EndOffsets:
                     later.answer.add_done_callback(partial(_copy, waiting.answer))
             else:
                 _fail(waiting.answer, KafkaUnavailable(f"{place[0]}[{place[1]}]: {found}"))
-        if again:
-            self._loop.call_later(_RETRY_S, self._ask)
-        else:
+        if not again:
             self._ask()
+        elif any(_is_fenced(found) for found in answers.values()):
+            # The client sends the leader epoch that it remembers, and asks for the present one only when a leader does
+            # not answer. A broker that died and came back does, and refuses the epoch of its former life for ever.
+            self._refreshing = self._loop.create_task(self._refresh(sorted({topic for topic, _ in asked})))
+        else:
+            self._loop.call_later(_RETRY_S, self._ask)
+
+    async def _refresh(self, topics: list[str]) -> None:
+        """Make the client look up leaders and epochs, then ask again."""
+
+        def look_up() -> None:
+            for topic in topics:
+                self._admin.list_topics(topic, timeout=_REFRESH_SECONDS_MAX)
+
+        with contextlib.suppress(KafkaException):  # the broker went away again: the next answer says so
+            await asyncio.to_thread(look_up)
+        await asyncio.sleep(_RETRY_S)
+        self._ask()
 
 
 def _passes(error: BaseException) -> bool:
@@ -133,7 +156,11 @@ def _passes(error: BaseException) -> bool:
     if not isinstance(error, KafkaException):
         return False
     cause: KafkaError = error.args[0]
-    return cause.retriable() or cause.code() in _PASSING
+    return cause.retriable() or cause.code() in _PASSING or cause.code() in _FENCED
+
+
+def _is_fenced(found: Any) -> bool:
+    return isinstance(found, KafkaException) and found.args[0].code() in _FENCED
 
 
 _PASSING: Final = (
@@ -144,6 +171,9 @@ _PASSING: Final = (
     KafkaError._ALL_BROKERS_DOWN,
 )
 """Errors of the first moments after a topic's creation or a broker's start, not all of them marked as retriable."""
+
+
+_FENCED: Final = (KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH)
 
 
 def _fail(answer: asyncio.Future[int], error: Exception) -> None:
