@@ -21,6 +21,7 @@ from everfold.topology import application
 from everfold.topology.application import TopologyApp, TopologyOptions
 from everfold.topology.index import VisibilityIndex
 from everfold.topology.projection import ProjectionBroken
+from everfold.topology.state import ProcessorState
 from everfold.visibility.store import open_visibility
 from topology.source import EVENTS_PER_WORKFLOW, Source
 from topology.worker import WorkerProcess, await_that, group_lag, read_all, taken
@@ -163,6 +164,27 @@ def test_plain_faust_runs_the_same_application(source: Source, workers: list[Wor
     await_that(lambda: drained(source, worker), 30, "the lag goes to nothing")
     assert worker.stop()[0] == 0
     assert check(source, worker) == 0
+
+
+def test_the_processor_in_the_guide_counts_right(source: Source, workers: list[WorkerProcess], tmp_path: Path) -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "topology.md").read_text()
+    module = tmp_path / "guide" / "guided_processor.py"
+    module.parent.mkdir()
+    module.write_text(guide.split("```python\n")[1].split("```")[0])
+    worker = workers[0]
+    worker.add_path(module.parent)
+    worker.command = [sys.executable, "-m", "faust", "-A", "guided_processor", "worker", "-l", "warn", "--without-web"]
+    source.workflows(40, resend_every=10)
+    source.flush()
+    group = source.prefix + "closed-per-type"
+    visibility = [source.prefix + VISIBILITY.name]
+    for _life in range(2):
+        worker.start()
+        await_that(lambda: group_lag(source.bootstrap, group, visibility, 4) == 0, 30, worker.log()[-2000:])
+        worker.kill()
+    state = ProcessorState(worker.directory / "topology" / "closed-per-type")
+    assert sum(int(state.get(partition, b"Order") or 0) for partition in range(4)) == 40
+    state.close()
 
 
 def test_without_its_topics_a_worker_says_what_to_do(

@@ -53,6 +53,9 @@ class WorkerProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self._log = directory.parent / f"{directory.name}.log"
 
+    def add_path(self, directory: Path) -> None:
+        self._environment["PYTHONPATH"] = os.pathsep.join([str(directory), self._environment["PYTHONPATH"]])
+
     def start(self) -> None:
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self.command, env=self._environment, stdout=log, stderr=log)

@@ -29,9 +29,6 @@ from everfold.topology.transport import BatchSchema, NoTables
 
 TRANSPORTS.aliases["everfold"] = "everfold.topology.transport:Transport"
 
-GROUP: Final = "topology"
-"""The consumer group is this, after the topics' prefix. Its commits follow the processors' positions by a second."""
-
 SESSION_TIMEOUT_S: Final = 6.0
 """How long the partitions of a killed worker wait, unless it comes back itself: as for the shards."""
 
@@ -68,6 +65,8 @@ class TopologyOptions:
         data_dir: where the processors keep their state; no two processes share one.
         visibility_url: the index.
         prefix: what every topic's name begins with.
+        group: the consumer group, after the prefix; an application with other processors has another one. Its commits
+            follow the processors' positions by a second.
         properties: librdkafka's properties for every client, e.g. security.protocol.
         instance: the worker's name in its consumer group, kept over restarts; a restarted worker then has its
             partitions back at once. Empty for none.
@@ -80,6 +79,7 @@ class TopologyOptions:
     data_dir: Path
     visibility_url: str
     prefix: str = "everfold."
+    group: str = "topology"
     properties: Mapping[str, str] = field(default_factory=dict)
     instance: str = ""
     linger_s: float = 0.08
@@ -134,7 +134,7 @@ class TopologyApp(faust.App):
         self._factories: list[Callable[[], Projection]] = []
         self._sight = Sight(options.metrics_ip, options.metrics_port, self.lag)
         super().__init__(
-            options.prefix + GROUP,
+            options.prefix + options.group,
             broker=";".join(f"everfold://{server.strip()}" for server in options.bootstrap.split(",")),
             broker_credentials=credentials(options.properties),
             autodiscover=False,
