@@ -64,6 +64,7 @@ class ShardDriver:
         self.replay = replay
         self.offers: list[TaskOffer] = []
         self.steps: list[Step] = []
+        self.messages: list[bytes] = []
         self._requests = 0
         self.append("GENESIS", {"cluster_id": "test", "shard": 0, "shard_count": 1, "feature_level": 1})
         if settings:
@@ -114,6 +115,9 @@ class ShardDriver:
                 "body": (codec.body_of(kind), body),
             }
         )
+        return self._fold(value)
+
+    def _fold(self, value: bytes) -> Step:
         record = LogRecord(value, len(self.log), 0, self.now_ns // MILLISECOND_NS)
         self.log.append(record)
         step = self.fold.fold(record)
@@ -121,10 +125,20 @@ class ShardDriver:
         self.fold.written()
         self.steps.append(step)
         self.offers.extend(step.offers)
+        self.messages.extend(row.value for row in step.outputs if row.topic == "shard-log" and row.value is not None)
         self.check_runs()
         if self.replay:
             self.check_replay()
         return step
+
+    def deliver(self) -> None:
+        """Appends the messages that runs have sent to other runs, until none is left: this shard is everybody's."""
+        sent = 0
+        while sent < len(self.messages):
+            value = self.messages[sent]
+            sent += 1
+            self._fold(value)
+        self.messages.clear()
 
     def request(self, kind: str, message: Message, *, workflow_id: str = "", run_id: str = "") -> Reply:
         """Appends a Temporal request; raises what the machine answered if that is an error."""
@@ -201,16 +215,18 @@ class ShardDriver:
 
     # ---- the worker -------------------------------------------------------------------------------------------------
 
-    def take_offer(self, type_: str = "workflow") -> TaskOffer:
+    def take_offer(self, type_: str = "workflow", workflow_id: str = "") -> TaskOffer:
         """The latest offer of that type."""
         for at in range(len(self.offers) - 1, -1, -1):
-            if self.offers[at].type == type_:
+            if self.offers[at].type == type_ and workflow_id in ("", self.offers[at].workflow_id):
                 return self.offers.pop(at)
         raise AssertionError(f"no {type_} task is offered")
 
-    def poll(self, *, request_id: str = "", offer: TaskOffer | None = None) -> ws.PollWorkflowTaskQueueResponse:
+    def poll(
+        self, workflow_id: str = "", *, request_id: str = "", offer: TaskOffer | None = None
+    ) -> ws.PollWorkflowTaskQueueResponse:
         """Takes the offered workflow task as a worker would."""
-        offer = offer or self.take_offer()
+        offer = offer or self.take_offer(workflow_id=workflow_id)
         poll = ws.PollWorkflowTaskQueueRequest(identity="worker")
         poll.task_queue.name = offer.task_queue
         poll.task_queue.kind = 2 if offer.sticky else 1
@@ -393,3 +409,46 @@ def sticky(queue: str = "sticky-of-worker", seconds: float = 10) -> dict[str, An
     request.sticky_attributes.worker_task_queue.kind = 2
     request.sticky_attributes.schedule_to_start_timeout.CopyFrom(duration(seconds))
     return {"sticky_attributes": request.sticky_attributes}
+
+
+def fail_workflow(message: str = "no", **info: Any) -> command_pb2.Command:
+    command = command_pb2.Command(command_type=5)
+    failure = command.fail_workflow_execution_command_attributes.failure
+    failure.message = message
+    failure.application_failure_info.SetInParent()
+    for name, value in info.items():
+        setattr(failure.application_failure_info, name, value)
+    return command
+
+
+def continue_as_new(**fields: Any) -> command_pb2.Command:
+    command = command_pb2.Command(command_type=10)
+    a = command.continue_as_new_workflow_execution_command_attributes
+    a.workflow_type.name = fields.pop("type", "Greeting")
+    a.task_queue.name = "queue"
+    assert not fields, fields
+    return command
+
+
+def start_child(workflow_id: str, policy: int = 0) -> command_pb2.Command:
+    command = command_pb2.Command(command_type=11)
+    a = command.start_child_workflow_execution_command_attributes
+    a.workflow_id = workflow_id
+    a.workflow_type.name = "Child"
+    a.parent_close_policy = policy  # type: ignore[assignment]
+    return command
+
+
+def signal_external(workflow_id: str, *, child_only: bool = False) -> command_pb2.Command:
+    command = command_pb2.Command(command_type=12)
+    a = command.signal_external_workflow_execution_command_attributes
+    a.execution.workflow_id = workflow_id
+    a.signal_name = "from-afar"
+    a.child_workflow_only = child_only
+    return command
+
+
+def cancel_external(workflow_id: str) -> command_pb2.Command:
+    command = command_pb2.Command(command_type=8)
+    command.request_cancel_external_workflow_execution_command_attributes.workflow_id = workflow_id
+    return command

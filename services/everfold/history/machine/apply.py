@@ -433,6 +433,15 @@ def _external_answered(run: Run, event: Event) -> None:
 # ---- updates --------------------------------------------------------------------------------------------------------
 
 
+@applies(events.UPDATE_ADMITTED)
+def _update_admitted(run: Run, event: Event) -> None:
+    """Written by a reset only: the worker finds the request in the event, no message carries it."""
+    a = event.workflow_execution_update_admitted_event_attributes
+    update = run.updates[a.request.meta.update_id] = Update()
+    update.update_id = a.request.meta.update_id
+    run.updates_total += 1
+
+
 @applies(events.UPDATE_ACCEPTED)
 def _update_accepted(run: Run, event: Event) -> None:
     a = event.workflow_execution_update_accepted_event_attributes

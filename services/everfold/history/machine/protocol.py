@@ -18,7 +18,7 @@ def messages_for(run: Run) -> list[protocol_pb2.Message]:
         return []
     out: list[protocol_pb2.Message] = []
     for update in run.updates.values():
-        if update.stage == UpdateStage.ADMITTED and update.sent:
+        if update.stage == UpdateStage.ADMITTED and update.sent and update.request:
             message = protocol_pb2.Message(
                 id=f"{update.update_id}/request",
                 protocol_instance_id=update.update_id,
@@ -32,5 +32,5 @@ def messages_for(run: Run) -> list[protocol_pb2.Message]:
 def send_updates(run: Run) -> None:
     """The task that starts now carries every admitted update."""
     for update in run.updates.values():
-        if update.stage == UpdateStage.ADMITTED:
+        if update.stage == UpdateStage.ADMITTED and update.request:
             update.sent = True

@@ -366,7 +366,7 @@ def _fill_info(out: workflow_pb2.WorkflowExecutionInfo, run: Run, namespace: Nam
     out.root_execution.workflow_id, out.root_execution.run_id = root[0], root[1]
     if run.parent:
         out.parent_namespace_id = run.parent[0]
-        out.parent_execution.workflow_id, out.parent_execution.run_id = run.parent[1], run.parent[2]
+        out.parent_execution.workflow_id, out.parent_execution.run_id = run.parent[2], run.parent[3]
     out.first_run_id = run.first_run_id
     if run.priority:
         out.priority.ParseFromString(run.priority)

@@ -359,6 +359,7 @@ class Run:
         root: [workflow id, run id] of the root of the tree; empty when that is this run.
         retry_policy: serialized RetryPolicy of the workflow; empty for none.
         successor_run_id: the run that followed this one in its chain.
+        reset_run_id: the latest run that a reset made from this one; results of children go there.
     """
 
     FIELDS: Final = (
@@ -416,6 +417,7 @@ class Run:
         "cron_schedule",
         "successor_run_id",
         "updates_total",
+        "reset_run_id",
     )
     _NESTED: Final = (
         "workflow_task",
@@ -483,6 +485,7 @@ class Run:
     cron_schedule: str
     successor_run_id: str
     updates_total: int
+    reset_run_id: str
 
     children: dict[int, Child]
     externals: dict[int, External]
@@ -513,6 +516,7 @@ class Run:
             "worker_version",
             "cron_schedule",
             "successor_run_id",
+            "reset_run_id",
         ):
             setattr(self, name, "")
         self.status = Status.RUNNING

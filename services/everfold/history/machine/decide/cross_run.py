@@ -30,6 +30,9 @@ from everfold.kernel.errors import StatusError
 
 Message = dict[str, Any]
 
+_RESETS_MAX: Final = 100
+"""Temporal follows as many (consts.ErrResetRedirectLimitReached)."""
+
 _NOT_FOUND: Final = 1
 """EXTERNAL_WORKFLOW_EXECUTION_NOT_FOUND, and WORKFLOW_ALREADY_EXISTS for a child: both enums begin with it."""
 
@@ -152,6 +155,10 @@ _CHILD_EVENTS: Final = {
 
 def _child_closed(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> None:
     run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run_id)
+    for _ in range(_RESETS_MAX):  # a parent that was reset hears of its children in the run that took over
+        if run is None or run.running or not run.reset_run_id:
+            break
+        run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run.reset_run_id)
     child = None if run is None or not run.running else run.children.get(message["initiated"])
     if run is None or child is None:
         ctx.step.ignored = True

@@ -48,7 +48,11 @@ def decide_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     if current is not None and ctx.guards.start_dedupe and current.create_request_id == request.request_id:
         ctx.step.ignored = True
         return _started(current, True)
-    if current is not None and current.running and _conflict(request) == enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING:
+    if (
+        current is not None
+        and current.running
+        and conflict_policy(request) == enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
+    ):
         return _started(current, False)
     check_search_attributes(namespace, request.search_attributes, ctx.limits)
     make_room(ctx, request, current)
@@ -111,7 +115,8 @@ def _started_eagerly(turn: Turn, request: ws.StartWorkflowExecutionRequest) -> R
     return Reply(started.response + head, history=part.history._replace(field=field))
 
 
-def _conflict(request: ws.StartWorkflowExecutionRequest) -> int:
+def conflict_policy(request: ws.StartWorkflowExecutionRequest) -> int:
+    """What is to happen to a running workflow of the same id."""
     policy = request.workflow_id_conflict_policy
     if request.workflow_id_reuse_policy == enums.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING:
         return enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
@@ -119,6 +124,11 @@ def _conflict(request: ws.StartWorkflowExecutionRequest) -> int:
 
 
 def _started(run: Run, started: bool) -> Reply:
+    return Reply(serialize(started_response(run, started)))
+
+
+def started_response(run: Run, started: bool) -> ws.StartWorkflowExecutionResponse:
+    """The answer to a start: the run, and whether this start made it."""
     response = ws.StartWorkflowExecutionResponse(
         run_id=run.run_id,
         first_execution_run_id=run.first_run_id,
@@ -131,7 +141,7 @@ def _started(run: Run, started: bool) -> Reply:
     link.run_id = run.run_id
     link.event_ref.event_id = 1
     link.event_ref.event_type = events.STARTED
-    return Reply(serialize(response))
+    return response
 
 
 class Parent(NamedTuple):
@@ -162,7 +172,7 @@ def make_room(
     too_soon = not patient and pressed < ctx.limits["history.workflowIdReuseMinimalInterval"]
     reuse = request.workflow_id_reuse_policy
     if current.running:
-        if _conflict(request) != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
+        if conflict_policy(request) != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
             raise _conflicting(current, "running")
         if too_soon:
             raise busy(

@@ -14,14 +14,14 @@ from temporalio.api.enums.v1 import workflow_pb2
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 
 from everfold.history.machine import events, keys
-from everfold.history.machine.context import StepContext, run_row
+from everfold.history.machine.context import StepContext
 from everfold.history.machine.deadlines import activity_deadline, next_deadline
 from everfold.history.machine.decide.activity import IN_PROGRESS, TIMEOUT_NAMES, record_started, retry
 from everfold.history.machine.decide.chain import decide_retry, start_retry
 from everfold.history.machine.decide.closing import time_out
+from everfold.history.machine.decide.purge import purge
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.task_end import time_out_sticky_task, time_out_workflow_task
-from everfold.history.machine.outputs import emit_visibility
 from everfold.history.machine.state import Activity, Run
 from everfold.history.machine.step import Reply
 from everfold.history.machine.turn import Turn
@@ -55,7 +55,7 @@ def decide_fire_timer(ctx: StepContext, run: Run | None, row: bytes) -> Reply:
         ctx.step.ignored = True
         return Reply()
     if not run.running:
-        _expire(ctx, run, row)
+        purge(ctx, run)
         return Reply()
     turn = Turn(ctx, run)
     wants_task = False
@@ -181,20 +181,3 @@ def _timeout_failure(message: str, timeout_type: int) -> failure_pb2.Failure:
     failure = failure_pb2.Failure(message=message, source="Server")
     failure.timeout_failure_info.timeout_type = timeout_type  # type: ignore[assignment]
     return failure
-
-
-def _expire(ctx: StepContext, run: Run, row: bytes) -> None:
-    """Retention has passed: the run's rows go, and the index is told."""
-    ctx.rows.delete(row)
-    run.transitions += 1
-    emit_visibility(ctx, run, deleted=True)
-    start = keys.history(run.slot, run.run_id, 0)
-    end = keys.history(run.slot, run.run_id, (1 << 64) - 1)
-    for key, _ in list(ctx.rows.scan(start, end)):
-        ctx.rows.delete(key)
-    current = keys.current(run.slot, run.namespace_id, run.workflow_id)
-    if ctx.rows.get(current) == run.run_id.encode():
-        ctx.rows.delete(current)
-    key = run_row(run)
-    ctx.rows.delete(key)
-    ctx.cache.drop(key)

@@ -190,10 +190,10 @@ def _accept(turn: Turn, update: Update | None, message: protocol_pb2.Message) ->
     a.protocol_instance_id = message.protocol_instance_id
     a.accepted_request_message_id = acceptance.accepted_request_message_id
     a.accepted_request_sequencing_event_id = acceptance.accepted_request_sequencing_event_id
-    if acceptance.HasField("accepted_request"):
-        a.accepted_request.CopyFrom(acceptance.accepted_request)
-    elif update is not None:
+    if update is not None and update.request:
         a.accepted_request.ParseFromString(update.request)
+    elif update is None:
+        a.accepted_request.CopyFrom(acceptance.accepted_request)
     turn.record(event)
     _news(turn, message.protocol_instance_id, "accepted")
 
@@ -217,7 +217,7 @@ def reject_unprocessed(turn: Turn) -> None:
 
 def has_admitted(run: Run) -> bool:
     """True when an update waits to be carried to the worker."""
-    return any(update.stage == UpdateStage.ADMITTED for update in run.updates.values())
+    return any(update.stage == UpdateStage.ADMITTED and update.request for update in run.updates.values())
 
 
 def _news(turn: Turn, update_id: str, stage: str, outcome: bytes = b"") -> None:

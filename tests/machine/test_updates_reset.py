@@ -1,0 +1,304 @@
+"""Updates and their speculative tasks, update-with-start, eager start, reset, delete."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.message import Message
+from shard_driver import (
+    NAMESPACE_ID,
+    ShardDriver,
+    complete_workflow,
+    continue_as_new,
+    schedule_activity,
+    start_timer,
+    sticky,
+)
+from temporalio.api.command.v1 import message_pb2 as command_pb2
+from temporalio.api.protocol.v1 import message_pb2 as protocol_pb2
+from temporalio.api.update.v1 import message_pb2 as update_pb2
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
+from test_workflow_task import assert_history
+
+from everfold.history.machine import reads
+from everfold.history.machine.step import UpdateNews
+from everfold.kernel.errors import Code, StatusError
+
+
+def update_request(update_id: str = "u") -> ws.UpdateWorkflowExecutionRequest:
+    request = ws.UpdateWorkflowExecutionRequest()
+    request.workflow_execution.workflow_id = "w"
+    request.request.meta.update_id = update_id
+    request.request.input.name = "change"
+    return request
+
+
+def message(body: Message, update_id: str = "u") -> protocol_pb2.Message:
+    out = protocol_pb2.Message(id=f"{update_id}/{type(body).__name__.lower()}", protocol_instance_id=update_id)
+    out.body.Pack(body)
+    return out
+
+
+def point(message_: protocol_pb2.Message) -> command_pb2.Command:
+    command = command_pb2.Command(command_type=14)
+    command.protocol_message_command_attributes.message_id = message_.id
+    return command
+
+
+def acceptance(update_id: str = "u") -> protocol_pb2.Message:
+    return message(update_pb2.Acceptance(accepted_request_message_id=f"{update_id}/request"), update_id)
+
+
+def response(update_id: str = "u") -> protocol_pb2.Message:
+    done = update_pb2.Response()
+    done.meta.update_id = update_id
+    done.outcome.success.payloads.add().data = b"done"
+    return message(done, update_id)
+
+
+def rejection(update_id: str = "u") -> protocol_pb2.Message:
+    no = update_pb2.Rejection()
+    no.failure.message = "no"
+    return message(no, update_id)
+
+
+def idle(shard: ShardDriver) -> None:
+    """A sticky workflow that waits."""
+    shard.start()
+    shard.complete(shard.poll(), start_timer("t", 1000), **sticky())
+
+
+def news(shard: ShardDriver) -> list[UpdateNews]:
+    return [item for step in shard.steps for item in step.updates]
+
+
+def test_an_update_of_an_idle_workflow_is_written_with_its_task(shard: ShardDriver) -> None:
+    idle(shard)
+    before = shard.history()
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    assert shard.history() == before
+    task = shard.poll()
+    assert [event.event_id for event in task.history.events] == [4, 5, 6, 7]
+    assert [m.id for m in task.messages] == ["u/request"]
+    assert task.messages[0].event_id == 6
+    accept, done = acceptance(), response()
+    shard.complete(task, point(accept), point(done), messages=[accept, done], **sticky())
+    assert shard.history().splitlines()[5:] == [
+        "6 WorkflowTaskScheduled",
+        "7 WorkflowTaskStarted",
+        "8 WorkflowTaskCompleted",
+        "9 WorkflowUpdateAccepted",
+        "10 WorkflowUpdateCompleted",
+    ]
+    assert [item.stage for item in news(shard)] == ["accepted", "completed"]
+    status = reads.update_status(shard.fold, NAMESPACE_ID, "default", "w", "", "u")
+    assert update_pb2.Outcome.FromString(status.outcome).success.payloads[0].data == b"done"
+
+
+def test_a_rejected_update_leaves_no_trace(shard: ShardDriver) -> None:
+    idle(shard)
+    before = shard.history()
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    can = ws.RespondWorkflowTaskCompletedRequest.Capabilities(discard_speculative_workflow_task_with_events=True)
+    answer = shard.complete(shard.poll(), messages=[rejection()], capabilities=can, **sticky())
+    assert shard.history() == before
+    assert answer.reset_history_event_id == 3
+    assert news(shard)[-1].stage == "rejected"
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    assert shard.poll().messages
+
+
+def test_an_update_is_admitted_once(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    assert len(shard.poll().messages) == 1
+
+
+def test_a_signal_turns_the_speculative_task_into_a_written_one(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    shard.signal()
+    task = shard.poll()
+    assert task.messages
+    assert shard.history().splitlines()[5:] == [
+        "6 WorkflowSignaled signal_name=go",
+        "7 WorkflowTaskScheduled",
+        "8 WorkflowTaskStarted",
+    ]
+
+
+def test_an_update_that_comes_during_a_task_follows_in_the_next(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.signal()
+    task = shard.poll()
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    shard.complete(task, **sticky())
+    assert [m.id for m in shard.poll().messages] == ["u/request"]
+
+
+def test_an_update_is_carried_again_when_its_task_times_out(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    assert shard.poll().messages
+    shard.sleep(11)
+    again = shard.poll()
+    assert [m.id for m in again.messages] == ["u/request"]
+
+
+def test_an_update_that_the_worker_ignores_is_rejected(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    shard.complete(shard.poll(), **sticky())
+    assert news(shard)[-1].stage == "rejected"
+
+
+def test_closing_aborts_what_was_admitted_and_fails_what_was_accepted(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.request("UPDATE_WORKFLOW", update_request("a"), workflow_id="w")
+    accept = acceptance("a")
+    shard.complete(shard.poll(), point(accept), messages=[accept], **sticky())
+    shard.request("UPDATE_WORKFLOW", update_request("b"), workflow_id="w")
+    shard.terminate()
+    last = {item.update_id: item for item in news(shard)}
+    assert last["b"].stage == "aborted"
+    outcome = update_pb2.Outcome.FromString(last["a"].outcome)
+    assert outcome.failure.application_failure_info.type == "AcceptedUpdateCompletedWorkflow"
+
+
+def test_an_update_follows_into_the_next_run(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.signal()
+    task = shard.poll()
+    shard.sleep(2)
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    shard.complete(task, continue_as_new())
+    assert news(shard)[-1].stage == "moved"
+    assert [m.id for m in shard.poll().messages] == ["u/request"]
+
+
+def test_only_so_many_updates_may_be_under_way() -> None:
+    shard = ShardDriver(settings={"history.maxInFlightUpdates": 2})
+    idle(shard)
+    for number in range(2):
+        shard.request("UPDATE_WORKFLOW", update_request(f"u{number}"), workflow_id="w")
+    with pytest.raises(StatusError) as refused:
+        shard.request("UPDATE_WORKFLOW", update_request("third"), workflow_id="w")
+    assert refused.value.code == Code.RESOURCE_EXHAUSTED
+
+
+def multi(request_id: str = "m", conflict: int = 2) -> ws.ExecuteMultiOperationRequest:
+    request = ws.ExecuteMultiOperationRequest()
+    start = request.operations.add().start_workflow
+    start.workflow_id, start.request_id = "w", request_id
+    start.workflow_type.name, start.task_queue.name = "Greeting", "queue"
+    start.workflow_id_conflict_policy = conflict  # type: ignore[assignment]
+    request.operations.add().update_workflow.CopyFrom(update_request())
+    return request
+
+
+def test_update_with_start_starts_and_its_first_task_carries_the_update(shard: ShardDriver) -> None:
+    reply = shard.request("MULTI_OPERATION", multi(), workflow_id="w")
+    answer = ws.ExecuteMultiOperationResponse.FromString(reply.response)
+    assert answer.responses[0].start_workflow.started
+    assert answer.responses[1].update_workflow.update_ref.update_id == "u"
+    task = shard.poll()
+    assert task.messages
+    assert_history(shard, "1 WorkflowStarted\n2 WorkflowTaskScheduled\n3 WorkflowTaskStarted")
+
+
+def test_update_with_start_updates_the_running_workflow(shard: ShardDriver) -> None:
+    idle(shard)
+    reply = shard.request("MULTI_OPERATION", multi(), workflow_id="w")
+    assert not ws.ExecuteMultiOperationResponse.FromString(reply.response).responses[0].start_workflow.started
+
+
+def test_update_with_start_that_may_not_start_names_the_culprit(shard: ShardDriver) -> None:
+    idle(shard)
+    with pytest.raises(StatusError, match="Update-with-Start") as refused:
+        shard.request("MULTI_OPERATION", multi(conflict=1), workflow_id="w")
+    assert refused.value.code == Code.ALREADY_EXISTS
+    assert refused.value.details[0][0].endswith("MultiOperationExecutionFailure")
+
+
+def test_an_eager_start_brings_its_first_task_along(shard: ShardDriver) -> None:
+    shard.start(request_eager_execution=True)
+    reply = shard.steps[-1].reply
+    assert reply is not None
+    answer = ws.StartWorkflowExecutionResponse.FromString(reads.assemble(shard.fold, reply))
+    task = answer.eager_workflow_task
+    assert [event.event_id for event in task.history.events] == [1, 2, 3]
+    shard.complete(task, complete_workflow())
+
+
+def reset(shard: ShardDriver, at: int, **fields: object) -> str:
+    request = ws.ResetWorkflowExecutionRequest(reason="again", request_id=shard.request_id(), **fields)  # type: ignore[arg-type]
+    request.workflow_execution.workflow_id = "w"
+    request.workflow_task_finish_event_id = at
+    reply = shard.request("RESET_WORKFLOW", request, workflow_id="w")
+    return ws.ResetWorkflowExecutionResponse.FromString(reply.response).run_id
+
+
+def test_a_reset_goes_on_from_the_workflow_task_with_later_signals(shard: ShardDriver) -> None:
+    first = shard.start()
+    shard.complete(shard.poll(), schedule_activity("a"))
+    shard.signal("later")
+    shard.complete_activity(shard.poll_activity())
+    second = reset(shard, 4)
+    assert second != first
+    assert shard.history(run_id=first).splitlines()[-1].endswith("WorkflowTerminated")
+    assert_history(
+        shard,
+        """
+        1 WorkflowStarted
+        2 WorkflowTaskScheduled
+        3 WorkflowTaskStarted
+        4 WorkflowTaskFailed cause=RESET_WORKFLOW
+        5 WorkflowSignaled signal_name=later
+        6 WorkflowTaskScheduled
+        """,
+    )
+    shard.complete(shard.poll(), schedule_activity("a"))
+    shard.complete_activity(shard.poll_activity())
+    shard.complete(shard.poll(), complete_workflow())
+    info = shard.describe().workflow_execution_info
+    assert info.status == 2
+    assert info.first_run_id == first
+
+
+def test_a_reset_can_leave_signals_out(shard: ShardDriver) -> None:
+    shard.start()
+    shard.complete(shard.poll(), start_timer("t", 10))
+    shard.signal()
+    reset(shard, 4, reset_reapply_exclude_types=[1])
+    assert "WorkflowSignaled" not in shard.history()
+
+
+def test_a_closed_workflow_can_be_reset_and_pending_activities_run_again(shard: ShardDriver) -> None:
+    shard.start()
+    shard.complete(shard.poll(), schedule_activity("a"))
+    shard.signal()
+    shard.complete(shard.poll(), complete_workflow())
+    reset(shard, 8)
+    task = shard.poll_activity()
+    assert task.activity_id == "a"
+    shard.complete_activity(task)
+    assert "ActivityTaskCompleted" in shard.history()
+
+
+def test_a_reset_needs_a_workflow_task_at_its_point(shard: ShardDriver) -> None:
+    shard.start()
+    shard.complete(shard.poll(), start_timer("t", 10))
+    with pytest.raises(StatusError, match="Can only reset workflow"):
+        reset(shard, 2)
+    with pytest.raises(StatusError, match="must be > 1"):
+        reset(shard, 99)
+
+
+def test_a_deleted_workflow_is_gone(shard: ShardDriver) -> None:
+    shard.start()
+    request = ws.DeleteWorkflowExecutionRequest()
+    request.workflow_execution.workflow_id = "w"
+    shard.request("DELETE_WORKFLOW", request, workflow_id="w")
+    with pytest.raises(StatusError, match="not found"):
+        shard.describe()
+    assert [output.topic for output in shard.steps[-1].outputs].count("visibility") == 2
