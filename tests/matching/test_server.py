@@ -114,8 +114,8 @@ async def holding(nodes: list[Node], count: int) -> None:
     """Returns when each node holds that many partitions, all of them loaded."""
     async with asyncio.timeout(40):
         while not all(  # noqa: ASYNC110
-            (gauges := node.service.gauges())["matching_partitions_held"] == count
-            and gauges["matching_partitions_loading"] == 0
+            (gauges := node.service.gauges())["task_partitions_owned", ""] == count
+            and gauges["task_partitions_loading", ""] == 0
             for node in nodes
         ):
             await asyncio.sleep(0.05)  # a gauge has no event

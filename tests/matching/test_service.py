@@ -73,7 +73,7 @@ def polling(
 
 async def parked(service: MatchingService, count: int = 1) -> None:
     async with asyncio.timeout(5):
-        while service.gauges()["matching_polls_parked"] < count:  # noqa: ASYNC110
+        while service.gauges()["parked_polls", WORKFLOW] < count:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 

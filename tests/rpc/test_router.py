@@ -187,7 +187,7 @@ def matching(history: FakeHistory) -> MatchingService:
 
 
 async def parked(service: MatchingService, count: int) -> None:
-    while service.gauges()["matching_polls_parked"] != count:  # noqa: ASYNC110
+    while service.gauges()["parked_polls", WORKFLOW] != count:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 

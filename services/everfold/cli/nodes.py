@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from confluent_kafka import KafkaException
@@ -48,6 +48,9 @@ from everfold.visibility.store import open_visibility
 
 LOOK_S: Final = 30.0
 """How long a broker may take to say what cluster it is: it may be starting, too."""
+
+REMOTE_TASKS_LINGER_MS: Final = 1.0
+"""Outputs wait no longer where matching hears of a task by its record only: workers wait for it."""
 
 log = structlog.get_logger("everfold")
 
@@ -141,6 +144,8 @@ class Node:
         self._roles = roles
         self._metrics = metrics.NamedMetrics()
         self._rpc: RpcServer | None = None
+        self._clients: _Clients
+        self._stopped_last: list[_Stoppable] = []
         self.frontend: FrontendServer | None = None
         self.history: HistoryServer | None = None
         self.router: Router
@@ -150,7 +155,7 @@ class Node:
         """Start everything; the frontend last, after `before_frontend`. Shards may still be being taken then."""
         settings, kafka, cluster = self._settings, self._kafka, self._cluster
         await supervisor.start("metrics", metrics.MetricsServer(settings.metrics.ip, settings.metrics.port))
-        clients = _Clients(kafka)
+        clients = self._clients = _Clients(kafka)
         await supervisor.start("kafka clients", clients)
         namespaces = NamespaceLog(kafka, clients.ends)
         await supervisor.start("namespaces", namespaces)
@@ -166,7 +171,7 @@ class Node:
             await supervisor.start("rpc", self._rpc)
         topic.membership.set_addresses(self._reached_at(), self._frontend_at())
         await supervisor.start("membership", topic)
-        await supervisor.start("connections", _Stopping(pool))
+        await supervisor.start("connections", _Stopping(pool, *self._stopped_last))
         for role, server in self._servers.items():
             await supervisor.start(role, server)
         if before_frontend is not None:
@@ -178,6 +183,7 @@ class Node:
     def _make_services(self, supervisor: Supervisor, topic: ClusterTopic) -> dict[str, object]:
         """The services of this process, known to the router; their servers are started afterwards."""
         settings, shape = self._settings, self._cluster.shape
+        session_ms = round(settings.kafka.session_timeout_s * 1000)
         services: dict[str, object] = {}
         self._servers: dict[str, MatchingServer | HistoryServer] = {}
         local_matching: MatchingService | None = None
@@ -187,11 +193,15 @@ class Node:
                 shape.task_partitions,
                 spill_dir=_made(self._data.matching),
                 long_poll_s=self._limits.service.poll_ns / SECOND_NS,
+                query_window_ns=self._limits.service.query_poller_window_ns,
                 polls_max=settings.matching.pollers_max,
                 memory_tasks_max=settings.matching.backlog_max,
             )
-            self._servers["matching"] = MatchingServer(self._kafka, local_matching, topic.membership)
+            self._servers["matching"] = MatchingServer(
+                self._kafka, local_matching, topic.membership, self._clients.ends, session_ms=session_ms
+            )
         if "history" in self._roles:
+            matching = MatchingClient(self.router, shape.task_partitions, local_matching)
             self.history = HistoryServer(
                 self._kafka,
                 HistoryConfig(
@@ -201,8 +211,15 @@ class Node:
                     owner=topic.membership.me.member_id,
                     settings={**self._limits.folded, "matching.partitions": shape.task_partitions},
                     run_cache_bytes=settings.history.run_cache_bytes,
+                    run_cache_runs=settings.history.run_cache_runs,
                     block_cache_bytes=settings.history.block_cache_bytes,
                     write_buffer_bytes=settings.history.write_buffer_bytes,
+                    flush_interval_s=settings.history.flush_interval_s,
+                    producer_bytes_max=settings.kafka.queue_bytes,
+                    outputs_linger_ms=settings.kafka.linger_ms
+                    if local_matching is not None
+                    else min(settings.kafka.linger_ms, REMOTE_TASKS_LINGER_MS),
+                    session_ms=session_ms,
                     limits=ShellLimits(
                         in_flight_max=settings.history.in_flight_max,
                         outbox_entries_max=settings.history.outbox_max,
@@ -211,12 +228,13 @@ class Node:
                 ),
                 RegistryNamespaces(self.registry),
                 MachineReads(),
-                MatchingClient(self.router, shape.task_partitions, local_matching),
+                matching,
                 membership=topic.membership,
                 metrics=self._metrics,
                 on_fatal=supervisor.end,
             )
             self._servers["history"] = self.history
+            self._stopped_last.append(matching)
             services["history"] = self.history.service
         for role, service in services.items():
             self.router.add_local(role, service)
@@ -227,6 +245,7 @@ class Node:
         index = open_visibility(settings.visibility.url or self._data.visibility_url)
         folded = {**DEFAULTS, **self._limits.folded}
         limits = FrontendLimits(
+            request_bytes_max=settings.frontend.message_bytes_max,
             id_bytes_max=folded["limit.maxIDLength"],
             blob_bytes_max=folded["limit.blobSize.error"],
             memo_bytes_max=folded["limit.memoSize.error"],
@@ -307,17 +326,22 @@ class _Clients:
         await self.producer.close(0.5)
 
 
-class _Stopping:
-    """Something that only needs to be stopped."""
+class _Stoppable(Protocol):
+    async def stop(self) -> None: ...
 
-    def __init__(self, pool: RpcPool) -> None:
-        self._pool = pool
+
+class _Stopping:
+    """What only needs to be stopped."""
+
+    def __init__(self, *parts: _Stoppable) -> None:
+        self._parts = parts
 
     async def start(self) -> None:
         """Nothing: connections are made when first needed."""
 
     async def stop(self) -> None:
-        await self._pool.stop()
+        for part in reversed(self._parts):
+            await part.stop()
 
 
 _RPC_CHILDREN: Final[dict[tuple[str, int], Any]] = {}

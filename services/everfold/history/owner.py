@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -155,6 +156,7 @@ class HistoryServer:
         self.on_fatal = on_fatal or (lambda error: log.critical("history cannot go on", error=str(error)))
         self._membership = membership
         self._tenures: dict[int, _Tenure] = {}
+        self._cache_seen: WeakKeyDictionary[Shard, tuple[int, int]] = WeakKeyDictionary()
         #: asyncio keeps only weak references to tasks
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -312,15 +314,29 @@ class HistoryServer:
             waiting = 0
             for number, one in held.items():
                 shard, label = one.shard, str(number)
-                waiting += len(shard.waiters) + len(shard.barrier) + len(one.queries)
+                waiting += len(shard.waiters) + len(shard.barrier) + len(one.queries) + len(shard.updates)
                 self.metrics.gauge("outbox_depth", shard.outbox.depth, shard=label)
                 self.metrics.gauge("in_flight_records", shard.in_flight, shard=label)
+                self._count_cache(shard)
             self.metrics.gauge("waiters", waiting)
+            topics = (self.log_topic, self.commands_topic)
             with suppress(KafkaUnavailable):
-                ends = await self.end_offsets.end_offsets([(self.log_topic, number) for number in held])
-                for (_, number), end in ends.items():
-                    lag = end - held[number].shard.fold.meta.applied_offset - 1
-                    self.metrics.gauge("shard_lag_records", max(lag, 0), shard=str(number))
+                ends = await self.end_offsets.end_offsets([(topic, number) for topic in topics for number in held])
+                for (topic, number), end in ends.items():
+                    meta, label = held[number].shard.fold.meta, str(number)
+                    if topic == self.log_topic:
+                        self.metrics.gauge("shard_lag_records", max(end - meta.applied_offset - 1, 0), shard=label)
+                    else:
+                        lag = max(end - meta.commands_offset - 1, 0)
+                        self.metrics.gauge("topic_lag_records", lag, topic=topic, partition=label)
+
+    def _count_cache(self, shard: Shard) -> None:
+        """The run cache counts for itself; what came since the last look goes to the metrics."""
+        cache = shard.fold.cache
+        hits, misses = self._cache_seen.get(shard, (0, 0))
+        self.metrics.count("run_cache_hits", cache.hits - hits)
+        self.metrics.count("run_cache_misses", cache.misses - misses)
+        self._cache_seen[shard] = (cache.hits, cache.misses)
 
 
 class _Tenure:

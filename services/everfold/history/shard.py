@@ -39,6 +39,7 @@ from everfold.history.proposals import OnVerdict, Proposals, Verdict, overloaded
 from everfold.history.skew import ClockSkew
 from everfold.history.taking import Phase, Taking
 from everfold.history.timers import ShardClock, Timers
+from everfold.history.update_waiters import UpdateWaiters
 from everfold.history.waiters import Waiters
 from everfold.kernel.errors import LogTruncated, ShardLost, StatusError
 from everfold.kernel.ids import Origin, record_key
@@ -95,6 +96,7 @@ class Shard:
         self._label = str(shard)
         self._proposals = Proposals(identity.instance)
         self.waiters = Waiters(self.limits.waiters_max)
+        self.updates = UpdateWaiters()
         self.barrier = Barrier(ports, self._ask_end, enabled=self._guards.read_barrier)
         self.clock = ShardClock(ports.boottime_ns)
         self.outbox = Outbox(
@@ -228,6 +230,8 @@ class Shard:
 
     def _folded(self, record: LogRecord, step: Step) -> None:
         self._hashes.remember(record.offset, record.epoch, self.fold.meta.state_hash)
+        if step.updates:
+            self.updates.told(step.updates)
         own: int | None = None
         instance, sequence = step.proposer
         if instance == self._proposals.instance:
@@ -274,10 +278,10 @@ class Shard:
             f"shard {self.shard}: OutputsSent gives state hash {state_hash.hex()} at offset {offset} (epoch {epoch}), "
             f"this fold had {self._hashes.describe(offset)}"
         )
+        self._metrics.count("hash_mismatches", shard=self._label)
         if self._refolded_from_start:
             # This state was folded from the first record, so it is the definition; whoever wrote the hash was wrong.
             # Giving up again would only meet the same record again.
-            self._metrics.count("hash_mismatches", shard=self._label)
             log.error("state hash differs from a former owner's", shard=self.shard, text=text)
             return
         raise HashMismatch(text + "; the store is wiped and refolded")
@@ -530,6 +534,7 @@ class Shard:
         self._gate.close(status)
         self._proposals.close(status)
         self.waiters.close()
+        self.updates.close(status)
         for hook in self.on_close:
             hook(status)
         self._settle()

@@ -8,6 +8,8 @@ ends.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 from typing import Any, Final
 
@@ -17,13 +19,35 @@ from confluent_kafka import OFFSET_BEGINNING, Message
 from everfold.matching.held import HeldPartition
 from everfold.matching.machine.task import ACTIVITY, WORKFLOW, Task
 from everfold.matching.service import MatchingService
-from everfold.runtime.kafka import GroupMembership, KafkaSettings, LogConsumer, PartitionTrouble
+from everfold.runtime import metrics
+from everfold.runtime.kafka import (
+    EndOffsets,
+    GroupMembership,
+    KafkaSettings,
+    KafkaUnavailable,
+    LogConsumer,
+    PartitionTrouble,
+)
+from everfold.runtime.kafka.group import SESSION_MS
 from everfold.runtime.membership import Membership
 from everfold.schemas import codec
 from everfold.schemas.topics import ACTIVITY_TASKS, WORKFLOW_TASKS
 
 GROUP: Final = "matching"
 ROLE: Final = "matching"
+
+SIGHT_EVERY_S: Final = 5.0
+"""How often backlogs, polls and lags are measured: they are counted over all queues."""
+
+_GAUGES: Final[dict[str, Any]] = {
+    "parked_polls": metrics.PARKED_POLLS,
+    "backlog_tasks": metrics.BACKLOG_TASKS,
+    "backlog_tasks_on_disk": metrics.BACKLOG_TASKS_ON_DISK,
+    "task_queues": metrics.TASK_QUEUES,
+    "task_partitions_owned": metrics.TASK_PARTITIONS_OWNED,
+    "task_partitions_loading": metrics.TASK_PARTITIONS_LOADING,
+    "queries_waiting": metrics.QUERIES_WAITING,
+}
 
 REREAD_S: Final = 1.0
 """Pause before a partition whose position was lost is read again from its start."""
@@ -38,11 +62,25 @@ class MatchingServer:
         settings: the cluster.
         service: takes and loses the partitions; it is stopped here.
         membership: told what this process holds.
+        ends: tells how far behind the ends of its topics this process is, for the metrics; None measures nothing.
+        session_ms: how long this process may be silent before others get its partitions.
     """
 
-    def __init__(self, settings: KafkaSettings, service: MatchingService, membership: Membership) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        service: MatchingService,
+        membership: Membership,
+        ends: EndOffsets | None = None,
+        *,
+        session_ms: int = SESSION_MS,
+    ) -> None:
         self.service = service
         self._membership = membership
+        self._ends = ends
+        self._watching: asyncio.Task[None] | None = None
+        #: (full topic name, partition) -> offset of the next record to be read
+        self._positions: dict[tuple[str, int], int] = {}
         #: full topic name -> type of its tasks
         self._types = {settings.topic(WORKFLOW_TASKS): WORKFLOW, settings.topic(ACTIVITY_TASKS): ACTIVITY}
         self._decode = {WORKFLOW: codec.decode_workflow_task, ACTIVITY: codec.decode_activity_task}
@@ -56,12 +94,14 @@ class MatchingServer:
             topic=settings.topic(WORKFLOW_TASKS),
             on_assigned=self._assigned,
             on_revoked=self._revoked,
+            session_ms=session_ms,
         )
 
     async def start(self) -> None:
         """Join the group. Partitions come when it has answered; `ready` waits for them."""
         await self._consumer.start()
         await self._group.start()
+        self._watching = asyncio.get_running_loop().create_task(self._watch_for_ever())
 
     async def ready(self) -> None:
         """Return when the group has answered for the first time."""
@@ -69,6 +109,8 @@ class MatchingServer:
 
     async def stop(self) -> None:
         """Leave the group, so that others take the partitions at once, and end what waits here."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._group.stop()
         await self._consumer.stop()
         await self.service.stop()
@@ -87,6 +129,7 @@ class MatchingServer:
             if self._held.pop(number, None) is not None:
                 for topic in self._types:
                     self._consumer.unassign(topic, number)
+                    self._positions.pop((topic, number), None)
                 self.service.lose(number)
         self._tell()
 
@@ -100,6 +143,7 @@ class MatchingServer:
             held = self._held.get(-1 if number is None else number)
             if held is None or key is None:
                 continue
+            self._positions[message.topic() or "", held.machine.number] = (message.offset() or 0) + 1
             task_id = key.decode(errors="replace") if isinstance(key, bytes) else key
             value = message.value()
             if value is None:
@@ -118,10 +162,24 @@ class MatchingServer:
         for held in touched.values():
             held.perform()
 
-    def _end(self, topic: str, partition: int, _offset: int) -> None:
+    def _end(self, topic: str, partition: int, offset: int) -> None:
         held = self._held.get(partition)
         if held is not None:
+            self._positions[topic, partition] = offset
             held.read_to_end(self._types[topic])
+
+    async def _watch_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(SIGHT_EVERY_S)
+            for (name, type), value in self.service.gauges().items():
+                gauge = _GAUGES[name]
+                (gauge.labels(type) if type else gauge).set(value)
+            positions = dict(self._positions)
+            if self._ends is None or not positions:
+                continue
+            with contextlib.suppress(KafkaUnavailable):
+                for place, end in (await self._ends.end_offsets(positions)).items():
+                    metrics.TOPIC_LAG.labels(place[0], str(place[1])).set(max(end - positions[place], 0))
 
     def _trouble(self, trouble: PartitionTrouble) -> None:
         log.warning("task topic", topic=trouble.topic, partition=trouble.partition, reason=trouble.text)

@@ -379,19 +379,21 @@ class MatchingService:
             held.machine.shut_down_sticky(namespace_id, name, self.now_ns())
             held.perform()
 
-    def gauges(self) -> dict[str, float]:
-        """For the metrics."""
+    def gauges(self) -> dict[tuple[str, str], float]:
+        """For the metrics: (name, type of tasks or "") -> value."""
         machines = [held.machine for held in self._held.values()]
-        queues = [queue for machine in machines for queue in machine.queues.values()]
-        return {
-            "matching_partitions_held": len(machines),
-            "matching_partitions_loading": sum(not machine.loaded for machine in machines),
-            "matching_polls_parked": len(self._polls),
-            "matching_task_queues": len(queues),
-            "matching_backlog_tasks": sum(len(queue.backlog) + len(queue.delayed) for queue in queues),
-            "matching_backlog_tasks_on_disk": sum(queue.backlog.spilled for queue in queues),
-            "matching_queries_waiting": sum(len(machine.queries) for machine in machines),
+        found: dict[tuple[str, str], float] = {
+            ("task_partitions_owned", ""): len(machines),
+            ("task_partitions_loading", ""): sum(not machine.loaded for machine in machines),
+            ("queries_waiting", ""): sum(len(machine.queries) for machine in machines),
         }
+        for type in (WORKFLOW, ACTIVITY):
+            queues = [queue for machine in machines for queue in machine.queues.values() if queue.key[0] == type]
+            found["parked_polls", type] = sum(poll.key[0] == type for poll in self._polls.values())
+            found["task_queues", type] = len(queues)
+            found["backlog_tasks", type] = sum(len(queue.backlog) + len(queue.delayed) for queue in queues)
+            found["backlog_tasks_on_disk", type] = sum(queue.backlog.spilled for queue in queues)
+        return found
 
     def now_ns(self) -> int:
         """UTC, by a clock that never goes back."""

@@ -20,10 +20,11 @@ from typing import Any, Final
 import structlog
 
 from everfold.kernel.errors import Code, StatusError
-from everfold.kernel.time import MILLISECOND_NS
+from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.matching.held import HeldPartition, ParkedPoll
-from everfold.matching.machine.task import Entry, Task
+from everfold.matching.machine.task import ACTIVITY, WORKFLOW, Entry, Task
 from everfold.matching.ports import HistoryTasks
+from everfold.runtime.metrics import SCHEDULE_TO_START_SECONDS, TASKS_DISPATCHED, TASKS_DROPPED
 
 OUTCOME_UNKNOWN: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED})
 """After these the call may have taken effect: it is repeated with the same request id."""
@@ -51,6 +52,22 @@ GONE_TRIES_MAX: Final = 5
 """Beyond, the sticky schedule-to-start timeout of 5 to 10 s does the same."""
 
 log = structlog.get_logger("matching")
+
+
+_STARTED: Final = {
+    (type, sticky): (
+        TASKS_DISPATCHED.labels(type, "sticky" if sticky else "normal"),
+        SCHEDULE_TO_START_SECONDS.labels(type),
+    )
+    for type in (WORKFLOW, ACTIVITY)
+    for sticky in (False, True)
+}
+
+
+def _count_started(task: Task, now_ns: int) -> None:
+    started, waited = _STARTED[task.type, task.sticky]
+    started.inc()
+    waited.observe(max(now_ns - task.created_at_ns, 0) / SECOND_NS)
 
 
 def retry_pause_s(attempt: int) -> float:
@@ -92,6 +109,7 @@ class Starter:
                 raise
             else:
                 held.machine.started(entry)
+                _count_started(task, held.now_ns())
                 if parked.given_up:
                     self.give_back(task, request_id)
                     parked.task = None
@@ -135,6 +153,7 @@ class Starter:
     def _refused(self, held: HeldPartition, entry: Entry, error: StatusError) -> None:
         if error.code == Code.NOT_FOUND:
             held.machine.started(entry)
+            TASKS_DROPPED.labels(entry.task.type).inc()
         else:
             if error.code != Code.RESOURCE_EXHAUSTED:
                 queue = entry.task.task_queue

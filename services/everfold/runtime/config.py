@@ -42,17 +42,17 @@ class KafkaSettings:
         6.0, "How long a silent process keeps its shards and task partitions.", unit="s", minimum=1, maximum=60
     )
     linger_ms: float = setting(
-        0.0,
-        "How long the producer waits to fill a batch; 1 helps throughput, 0 latency.",
+        5.0,
+        "How long outputs wait for company; where matching is another process, at most 1. Proposals never wait so.",
         unit="ms",
         minimum=0,
         maximum=100,
     )
     queue_bytes: int = setting(
         64 * MIB,
-        "Most bytes waiting in the producer; beyond it shards stop taking commands.",
+        "Most bytes waiting in the producers; beyond it shards stop taking commands.",
         unit="bytes",
-        minimum=8 * MIB,
+        minimum=40 * MIB,
     )
 
 
@@ -123,7 +123,7 @@ class HistorySettings:
     outbox_max: int = setting(
         20_000, "Unacknowledged outputs per shard; beyond it the shard stops taking commands.", minimum=256
     )
-    waiters_max: int = setting(20_000, "Parked long polls and waiting calls per process.", minimum=64)
+    waiters_max: int = setting(20_000, "Parked long polls and waiting reads per shard.", minimum=64)
     flush_interval_s: float = setting(
         60.0,
         "How often stores are flushed: bounds what is folded again after a crash.",
@@ -145,7 +145,11 @@ class MatchingSettings:
         maximum=1024,
     )
     pollers_max: int = setting(10_000, "Parked polls per process; beyond it polls get RESOURCE_EXHAUSTED.", minimum=16)
-    backlog_max: int = setting(100_000, "Tasks of one queue kept in memory; the rest waits on disk.", minimum=100)
+    backlog_max: int = setting(
+        20_000,
+        "Tasks of one task partition kept in memory, at about a kilobyte each; the rest is on disk.",
+        minimum=100,
+    )
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class ServiceLimits:
         1000, "frontend.visibilityMaxPageSize", COUNT, "Workflows in one page of a list, at most."
     )
     long_polls_max: int = _known(
-        1200, "frontend.namespaceCount", COUNT, "Most long polls of one kind and namespace at a time, per frontend."
+        10_000, "frontend.namespaceCount", COUNT, "Most long polls of one kind and namespace at a time, per frontend."
     )
 
 

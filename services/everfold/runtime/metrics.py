@@ -74,8 +74,15 @@ BROKER_RESTARTS: Final = _counter("broker_restarts", "Times that the embedded br
 # Matching -----------------------------------------------------------------------------------------------------------
 PARKED_POLLS: Final = _gauge("parked_polls", "Polls waiting for a task, by task type.", "type")
 BACKLOG_TASKS: Final = _gauge("backlog_tasks", "Tasks waiting for a poller, by task type.", "type")
+BACKLOG_TASKS_ON_DISK: Final = _gauge("backlog_tasks_on_disk", "Those of them that wait on disk, by type.", "type")
+TASK_QUEUES: Final = _gauge("task_queues", "Task queues in memory, by task type.", "type")
+TASK_PARTITIONS_OWNED: Final = _gauge("task_partitions_owned", "Task partitions that this process holds.")
+TASK_PARTITIONS_LOADING: Final = _gauge(
+    "task_partitions_loading", "Those of them whose topics are still being read; their tasks wait."
+)
+QUERIES_WAITING: Final = _gauge("queries_waiting", "Queries waiting for a worker or its answer.")
 TASKS_DISPATCHED: Final = _counter(
-    "tasks_dispatched", "Tasks given to a poller, by type and by how they came.", "type", "path"
+    "tasks_dispatched", "Tasks given to a poller, by type and kind of queue (normal, sticky).", "type", "queue"
 )
 TASKS_DROPPED: Final = _counter("tasks_dropped", "Tasks found to be over when started, by type.", "type")
 SCHEDULE_TO_START_SECONDS: Final = _histogram("schedule_to_start_seconds", "From a task's making to its start.", "type")
