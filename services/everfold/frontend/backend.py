@@ -67,7 +67,7 @@ class Backend:
     def read(
         self, method: str, namespace: Namespace, workflow_id: str, message: bytes, timeout: float
     ) -> Awaitable[bytes]:
-        """Calls `history`, `history_reverse` or `query`: reads behind the barrier, of which some wait for news."""
+        """Calls a method of history that takes these: reads behind the barrier, and updates. Some wait for news."""
         args = [namespace.namespace_id, workflow_id, message, timeout]
         return self._call("history", self._shard(namespace, workflow_id), method, args, timeout)
 

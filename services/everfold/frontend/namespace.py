@@ -43,7 +43,8 @@ def described(namespace: Namespace, limits: FrontendLimits) -> ws.DescribeNamesp
     info.description = namespace.description
     info.owner_email = namespace.owner_email
     info.data.update(namespace.data)
-    info.capabilities.SetInParent()
+    capabilities = info.capabilities
+    capabilities.eager_workflow_start = capabilities.sync_update = capabilities.async_update = True
     info.limits.blob_size_limit_error = limits.blob_bytes_max
     info.limits.memo_size_limit_error = limits.memo_bytes_max
     config = response.config

@@ -27,13 +27,21 @@ from everfold.frontend.polls import PollHandlers
 from everfold.frontend.query import QueryHandlers
 from everfold.frontend.taskqueue import TaskQueueHandlers
 from everfold.frontend.tasks import WorkflowTaskHandlers
+from everfold.frontend.updates import UpdateHandlers
 from everfold.frontend.visibility import VisibilityHandlers, VisibilityIndex
 from everfold.frontend.workflow import WorkflowHandlers
 from everfold.runtime.namespaces import NamespaceRegistry
 
 LONG_POLLS: Final = frozenset(
     method_path(WORKFLOW_SERVICE, name)
-    for name in ("PollWorkflowTaskQueue", "PollActivityTaskQueue", "GetWorkflowExecutionHistory")
+    for name in (
+        "PollWorkflowTaskQueue",
+        "PollActivityTaskQueue",
+        "GetWorkflowExecutionHistory",
+        "UpdateWorkflowExecution",
+        "PollWorkflowExecutionUpdate",
+        "ExecuteMultiOperation",
+    )
 )
 """Calls that may wait for work or news: a server that stops does not wait for them, and their duration says nothing."""
 
@@ -119,7 +127,7 @@ class FrontendServer:
         core = self._core
         workflow, task, activity = WorkflowHandlers(core), WorkflowTaskHandlers(core), ActivityHandlers(core)
         poll, query, queue = PollHandlers(core), QueryHandlers(core), TaskQueueHandlers(core)
-        namespace, operator = NamespaceHandlers(core), OperatorHandlers(core, cluster)
+        namespace, operator, update = NamespaceHandlers(core), OperatorHandlers(core, cluster), UpdateHandlers(core)
         visibility, this = self._visibility, self._cluster
         of_workflows: dict[str, Handler] = {
             "GetSystemInfo": this.system_info,
@@ -135,6 +143,11 @@ class FrontendServer:
             "SignalWithStartWorkflowExecution": workflow.signal_with_start,
             "RequestCancelWorkflowExecution": workflow.request_cancel,
             "TerminateWorkflowExecution": workflow.terminate,
+            "ResetWorkflowExecution": workflow.reset,
+            "DeleteWorkflowExecution": workflow.delete,
+            "UpdateWorkflowExecution": update.update,
+            "PollWorkflowExecutionUpdate": update.poll,
+            "ExecuteMultiOperation": update.multi_operation,
             "DescribeWorkflowExecution": workflow.describe,
             "GetWorkflowExecutionHistory": workflow.history,
             "GetWorkflowExecutionHistoryReverse": workflow.history_reverse,

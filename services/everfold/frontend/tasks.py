@@ -34,7 +34,6 @@ class WorkflowTaskHandlers:
         message = parse(ws.RespondWorkflowTaskFailedRequest, request)
         token, namespace = await tokens.workflow_task(core, message)
         validate.identity(message.identity, core.limits.id_bytes_max)
-        validate.refuse_unbuilt(message)
         if len(request) > core.limits.blob_bytes_max and message.failure.ByteSize() > core.limits.blob_bytes_max:
             failure = server_failure("Failure exceeds size limit.")
             failure.cause.CopyFrom(truncated(message.failure))

@@ -16,6 +16,7 @@ from typing import Any, Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import message_pb2 as common
+from temporalio.api.enums.v1 import reset_pb2 as reset_enums
 from temporalio.api.enums.v1 import workflow_pb2 as workflow_enums
 from temporalio.api.taskqueue.v1 import message_pb2 as taskqueue
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -25,16 +26,6 @@ from everfold.kernel.errors import Code, StatusError
 
 # Fields not built
 # ------------------------------------------------------------------------------------------------------
-
-
-def _retries(message: Any) -> bool:
-    """A policy of one attempt means the same as none."""
-    return bool(message.HasField("retry_policy") and message.retry_policy.maximum_attempts != 1)
-
-
-def _delays(message: Any) -> bool:
-    delay = message.workflow_start_delay
-    return bool(delay.seconds or delay.nanos)
 
 
 def _attaches(message: Any) -> bool:
@@ -48,8 +39,6 @@ UNBUILT: Final[Mapping[type[Message], Mapping[str, Callable[[Any], bool] | None]
     #: request -> field -> when it asks for what is not built; None: whenever it is set
     ws.StartWorkflowExecutionRequest: {
         "cron_schedule": None,
-        "retry_policy": _retries,
-        "workflow_start_delay": _delays,
         "completion_callbacks": None,
         "versioning_override": None,
         "time_skipping_config": None,
@@ -60,13 +49,17 @@ UNBUILT: Final[Mapping[type[Message], Mapping[str, Callable[[Any], bool] | None]
     },
     ws.SignalWithStartWorkflowExecutionRequest: {
         "cron_schedule": None,
-        "retry_policy": _retries,
-        "workflow_start_delay": _delays,
         "versioning_override": None,
         "time_skipping_config": None,
     },
-    ws.RespondWorkflowTaskCompletedRequest: {"messages": None, "page_number": None, "intermediate_page": None},
-    ws.RespondWorkflowTaskFailedRequest: {"messages": None},
+    ws.UpdateWorkflowExecutionRequest: {
+        "request.completion_callbacks": lambda message: bool(message.request.completion_callbacks),
+        "request.propagated_nexus_serialization_context": lambda message: message.request.HasField(
+            "propagated_nexus_serialization_context"
+        ),
+    },
+    ws.ResetWorkflowExecutionRequest: {"post_reset_operations": None},
+    ws.RespondWorkflowTaskCompletedRequest: {"page_number": None, "intermediate_page": None},
     ws.DescribeTaskQueueRequest: {"report_task_reachability": None},
     ws.RegisterNamespaceRequest: {
         "clusters": lambda message: len(message.clusters) > 1,
@@ -137,9 +130,14 @@ def execution(message: Message, field: str) -> common.WorkflowExecution:
     value: common.WorkflowExecution = getattr(message, field)
     if not value.workflow_id:
         raise invalid("WorkflowId is not set on request.")
-    if value.run_id and not _UUID.fullmatch(value.run_id):
+    if value.run_id and not is_run_id(value.run_id):
         raise invalid("Invalid RunId.")
     return value
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text can be a run id."""
+    return _UUID.fullmatch(text) is not None
 
 
 def workflow_id(value: str, limit: int) -> None:
@@ -200,6 +198,16 @@ def workflow_timeouts(message: Any) -> None:
             raise invalid(f"An invalid {shown} is set on request. cause: {error}")
 
 
+def start_delay(message: Any) -> None:
+    """The delay of the first workflow task: not negative, and not with a cron schedule, which has its own."""
+    if not message.HasField("workflow_start_delay"):
+        return
+    if message.cron_schedule:
+        raise invalid("CronSchedule and WorkflowStartDelay may not be used together.")
+    if error := _duration_error(message.workflow_start_delay):
+        raise invalid(f"An invalid WorkflowStartDelaySeconds is set on request. cause: {error}")
+
+
 def retry_policy(message: Any) -> None:
     """A workflow's retry policy. Zero values stand for the defaults."""
     if not message.HasField("retry_policy"):
@@ -251,6 +259,12 @@ def fill_id_policies(message: Any, default_conflict: workflow_enums.WorkflowIdCo
 
 FAIRNESS_KEY_BYTES_MAX: Final = 64
 """As Temporal's common/priorities."""
+
+
+def reapply(message: ws.ResetWorkflowExecutionRequest) -> None:
+    """What a reset applies again."""
+    if message.reset_reapply_type not in reset_enums.ResetReapplyType.values():
+        raise invalid(f"unknown reset reapply type: {message.reset_reapply_type}")
 
 
 def priority(message: Any) -> None:

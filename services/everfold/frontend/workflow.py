@@ -1,4 +1,4 @@
-"""Workflows as clients see them: start, signal, cancel, terminate, describe, history.
+"""Workflows as clients see them: start, signal, cancel, terminate, reset, delete, describe, history.
 
 Each handler validates, finds the namespace, and hands the request to the shard that owns the workflow id; what happens
 to the workflow is decided there, by the fold.
@@ -14,9 +14,45 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.frontend import search_attributes, validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import REGISTERED_ONLY, REPLY_MARGIN_SECONDS, Core, invalid, parse
+from everfold.runtime.namespaces import Namespace
 
 _USER_TERMINATE_REASON: Final = "terminated by user via frontend"
 _USER_TERMINATE_IDENTITY: Final = "frontend-service"
+
+
+def prepare_start(core: Core, message: ws.StartWorkflowExecutionRequest, namespace: Namespace, size: int) -> None:
+    """Checks a start, and makes explicit what the caller left open.
+
+    Args:
+        core: for its limits.
+        message: the start; changed in place.
+        namespace: where the workflow is to be.
+        size: of the request, serialized: a small one cannot hold a big payload.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT.
+    """
+    limits = core.limits
+    validate.workflow_id(message.workflow_id, limits.id_bytes_max)
+    validate.retry_policy(message)
+    validate.start_delay(message)
+    if not message.workflow_type.name:
+        raise invalid("WorkflowType is not set on request.")
+    if validate.too_long(message.workflow_type.name, limits.id_bytes_max):
+        raise invalid("WorkflowType length exceeds limit.")
+    validate.task_queue(message, limits.id_bytes_max)
+    validate.workflow_timeouts(message)
+    validate.fill_request_id(message, limits.id_bytes_max)
+    validate.identity(message.identity, limits.id_bytes_max)
+    validate.check_id_policies(message)
+    validate.fill_id_policies(message, workflow_enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL)
+    search_attributes.validate(message.search_attributes, namespace, limits)
+    validate.priority(message)
+    validate.links(message)
+    if size > limits.blob_bytes_max:
+        validate.blob(message.input.ByteSize(), limits.blob_bytes_max)
+    if size > limits.memo_bytes_max:
+        validate.memo(message.memo.ByteSize(), limits.memo_bytes_max)
 
 
 class WorkflowHandlers:
@@ -27,29 +63,11 @@ class WorkflowHandlers:
 
     async def start(self, context: CallContext, request: bytes) -> bytes:
         """StartWorkflowExecution."""
-        core, limits = self._core, self._core.limits
+        core = self._core
         message = parse(ws.StartWorkflowExecutionRequest, request)
         namespace = await core.namespace(message.namespace, allowed=REGISTERED_ONLY)
-        validate.workflow_id(message.workflow_id, limits.id_bytes_max)
-        validate.retry_policy(message)
-        if not message.workflow_type.name:
-            raise invalid("WorkflowType is not set on request.")
-        if validate.too_long(message.workflow_type.name, limits.id_bytes_max):
-            raise invalid("WorkflowType length exceeds limit.")
-        validate.task_queue(message, limits.id_bytes_max)
-        validate.workflow_timeouts(message)
-        validate.fill_request_id(message, limits.id_bytes_max)
-        validate.identity(message.identity, limits.id_bytes_max)
-        validate.check_id_policies(message)
-        validate.fill_id_policies(message, workflow_enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL)
-        search_attributes.validate(message.search_attributes, namespace, limits)
-        validate.priority(message)
-        validate.links(message)
+        prepare_start(core, message, namespace, len(request))
         validate.refuse_unbuilt(message)
-        if len(request) > limits.blob_bytes_max:
-            validate.blob(message.input.ByteSize(), limits.blob_bytes_max)
-        if len(request) > limits.memo_bytes_max:
-            validate.memo(message.memo.ByteSize(), limits.memo_bytes_max)
         accepted = message.SerializeToString(deterministic=True)
         left = core.seconds_left(context)
         return await core.backend.execute("START_WORKFLOW", namespace, message.workflow_id, "", accepted, left)
@@ -76,6 +94,7 @@ class WorkflowHandlers:
         validate.identity(message.identity, longest)
         validate.workflow_timeouts(message)
         validate.retry_policy(message)
+        validate.start_delay(message)
         validate.check_id_policies(message)
         if message.workflow_id_conflict_policy == workflow_enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL:
             raise invalid(
@@ -156,6 +175,35 @@ class WorkflowHandlers:
         left = core.seconds_left(context)
         return await core.backend.execute(
             "TERMINATE_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request, left
+        )
+
+    async def reset(self, context: CallContext, request: bytes) -> bytes:
+        """ResetWorkflowExecution."""
+        core, limits = self._core, self._core.limits
+        message = parse(ws.ResetWorkflowExecutionRequest, request)
+        namespace = await core.namespace(message.namespace)
+        if not message.request_id:
+            raise invalid("RequestId is not set on request.")
+        if validate.too_long(message.request_id, limits.id_bytes_max):
+            raise invalid("RequestId length exceeds limit.")
+        execution = validate.execution(message, "workflow_execution")
+        validate.identity(message.identity, limits.id_bytes_max)
+        validate.reapply(message)
+        validate.refuse_unbuilt(message)
+        left = core.seconds_left(context)
+        return await core.backend.execute(
+            "RESET_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request, left
+        )
+
+    async def delete(self, context: CallContext, request: bytes) -> bytes:
+        """DeleteWorkflowExecution: the run is gone from stores and index; logs keep theirs."""
+        core = self._core
+        message = parse(ws.DeleteWorkflowExecutionRequest, request)
+        namespace = await core.namespace(message.namespace)
+        execution = validate.execution(message, "workflow_execution")
+        left = core.seconds_left(context)
+        return await core.backend.execute(
+            "DELETE_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request, left
         )
 
     async def reset_sticky(self, context: CallContext, request: bytes) -> bytes:

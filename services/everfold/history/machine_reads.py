@@ -13,7 +13,7 @@ from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.state import Run
 from everfold.history.machine.step import Reply, RunKey
 from everfold.history.queries import QueryView
-from everfold.history.reading import HistoryAnswer
+from everfold.history.reading import HistoryAnswer, UpdateStatus
 from everfold.schemas import codec
 
 
@@ -48,6 +48,15 @@ class MachineReads:
     def response(self, fold: ShardFold, kind: str, reply: Reply) -> bytes:
         """See `Reads`."""
         return reads.assemble(fold, reply)
+
+    def update_status(
+        self, fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str, update_id: str
+    ) -> UpdateStatus:
+        """See `Reads`."""
+        info = namespace_info(fold, namespace_id)
+        if info is None:
+            raise workflow_not_found(workflow_id)
+        return UpdateStatus(*reads.update_status(fold, namespace_id, info.name, workflow_id, run_id, update_id))
 
     def query_view(self, fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str) -> QueryView:
         """See `Reads`."""

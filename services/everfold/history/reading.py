@@ -26,6 +26,19 @@ class HistoryAnswer(NamedTuple):
     wait_for: RunKey | None
 
 
+class UpdateStatus(NamedTuple):
+    """How far an update has come.
+
+    Attributes:
+        stage: UpdateWorkflowExecutionLifecycleStage.
+        outcome: serialized Outcome of a completed update; empty before.
+    """
+
+    run: RunKey
+    stage: int
+    outcome: bytes
+
+
 class Reads(Protocol):
     """The machine's read side."""
 
@@ -43,6 +56,12 @@ class Reads(Protocol):
 
     def response(self, fold: ShardFold, kind: str, reply: Reply) -> bytes:
         """The response to an accepted proposal, with the history that belongs into it."""
+        ...
+
+    def update_status(
+        self, fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str, update_id: str
+    ) -> UpdateStatus:
+        """How far an update of a run (the current one for an empty id) has come. Raises NOT_FOUND."""
         ...
 
     def query_view(self, fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str) -> QueryView:

@@ -25,6 +25,7 @@ from everfold.history.proposals import Verdict, unavailable
 from everfold.history.queries import FAILED_ATTEMPTS_MAX, Outcome, Queries, QueryView, failing, not_ready
 from everfold.history.reading import Reads
 from everfold.history.shard import Shard
+from everfold.history.update_calls import UpdateCalls
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.ids import shard_of
 from everfold.kernel.time import SECOND_NS
@@ -88,6 +89,9 @@ class HistoryService:
             "history",
             "history_reverse",
             "query",
+            "update",
+            "poll_update",
+            "multi_operation",
         }
     )
     """What other processes may call."""
@@ -108,6 +112,7 @@ class HistoryService:
         self._reads = reads
         self._matching = matching
         self._long_poll_s = long_poll_s
+        self._updates = UpdateCalls(self._held, self._barrier, self._propose, reads, long_poll_s)
 
     # ---- proposals --------------------------------------------------------------------------------------------------
 
@@ -435,6 +440,20 @@ class HistoryService:
         )
         body = {"message": request.SerializeToString(deterministic=True)}
         held.shard.propose("RESET_STICKY", *run, body, lambda _verdict: None)
+
+    # ---- updates ----------------------------------------------------------------------------------------------------
+
+    async def update(self, namespace_id: str, workflow_id: str, message: bytes, timeout: float) -> bytes:
+        """UpdateWorkflowExecution: admit the update, and wait for its stage."""
+        return await self._updates.update(namespace_id, workflow_id, message, timeout)
+
+    async def poll_update(self, namespace_id: str, workflow_id: str, message: bytes, timeout: float) -> bytes:
+        """PollWorkflowExecutionUpdate: wait for the stage of an update that somebody has asked for."""
+        return await self._updates.poll(namespace_id, workflow_id, message, timeout)
+
+    async def multi_operation(self, namespace_id: str, workflow_id: str, message: bytes, timeout: float) -> bytes:
+        """ExecuteMultiOperation: start the workflow unless it runs, update it, and wait for the update's stage."""
+        return await self._updates.multi_operation(namespace_id, workflow_id, message, timeout)
 
     # ---- finding the shard ------------------------------------------------------------------------------------------
 
