@@ -23,10 +23,13 @@ $(READY): pyproject.toml constraints.txt
 
 check: $(READY) ## ruff and mypy, strict
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
+# Exit status 5 is "no tests": TESTS may name a suite that has only one of the two kinds.
 test: check ## everything that CI runs
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest $(TESTS) -m "not alone" -n 2 --dist worksteal || test $$? = 5
+	$(BIN)/pytest $(TESTS) -m alone || test $$? = 5
 
 sim: $(READY) ## the seeded simulator for SECONDS (300)
 	EVERFOLD_SIM_SECONDS=$(SECONDS) $(BIN)/pytest tests/simulation --timeout 0 -s

@@ -13,13 +13,12 @@ from everfold.runtime.namespace_log import NamespaceLog
 from everfold.runtime.namespaces import Namespace, encode_namespace
 from everfold.schemas.topics import NAMESPACES
 from frontend.fakes import DEFAULT
-from support.broker import kafka, kafka_bootstrap, topic_prefix  # noqa: F401
 
 pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
-def topic(kafka: KafkaSettings) -> str:  # noqa: F811
+def topic(kafka: KafkaSettings) -> str:
     name = kafka.topic(NAMESPACES)
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     for future in admin.create_topics([NewTopic(name, 1, 1)]).values():
@@ -27,7 +26,7 @@ def topic(kafka: KafkaSettings) -> str:  # noqa: F811
     return name
 
 
-def test_the_registry_follows_the_topic(kafka: KafkaSettings, topic: str) -> None:  # noqa: F811
+def test_the_registry_follows_the_topic(kafka: KafkaSettings, topic: str) -> None:
     async def body() -> None:
         producer = Producer(kafka, name="writer")
         ends = EndOffsets(kafka)

@@ -26,9 +26,6 @@ from everfold.schemas.topics import COMMANDS
 from history_shell.messages import run_id_of, signal, start
 from history_shell.test_ingress import command
 from history_shell.world import NAMESPACE, NAMESPACE_ID
-from support.broker import kafka, kafka_bootstrap, topic_prefix
-
-__all__ = ["kafka", "kafka_bootstrap", "topic_prefix"]
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
 

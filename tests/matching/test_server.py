@@ -23,7 +23,6 @@ from everfold.runtime.topics_admin import ClusterShape, apply_topics
 from everfold.schemas import codec
 from everfold.schemas.topics import ACTIVITY_TASKS, CLUSTER, WORKFLOW_TASKS
 from matching.fake_history import FakeHistory
-from support.broker import kafka, kafka_bootstrap, topic_prefix  # noqa: F401
 
 pytestmark = pytest.mark.broker
 
@@ -121,7 +120,7 @@ async def holding(nodes: list[Node], count: int) -> None:
             await asyncio.sleep(0.05)  # a gauge has no event
 
 
-def test_backlogs_are_whole_again_when_partitions_move(kafka: KafkaSettings) -> None:  # noqa: F811
+def test_backlogs_are_whole_again_when_partitions_move(kafka: KafkaSettings) -> None:
     """Two processes share the partitions, tasks reach polls by either; what one leaves the other takes."""
 
     async def main() -> None:
