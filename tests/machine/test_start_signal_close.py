@@ -98,11 +98,10 @@ def test_a_start_that_meets_a_closed_workflow(shard: ShardDriver, reuse: int, ho
             shard.start(workflow_id_reuse_policy=reuse)
 
 
-def test_the_same_id_cannot_be_started_twice_within_a_second(shard: ShardDriver) -> None:
+def test_a_running_workflow_cannot_be_replaced_within_a_second(shard: ShardDriver) -> None:
     shard.start()
-    shard.terminate()
-    with pytest.raises(StatusError, match="Too many starts") as refused:
-        shard.start()
+    with pytest.raises(StatusError, match="Too many restarts") as refused:
+        shard.start(workflow_id_conflict_policy=TERMINATE_EXISTING)
     assert refused.value.code == Code.RESOURCE_EXHAUSTED
 
 

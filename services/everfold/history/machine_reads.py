@@ -7,7 +7,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import keys, reads
 from everfold.history.machine.context import NamespaceInfo, namespace_from_record
-from everfold.history.machine.events import serialize, set_time
+from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import workflow_not_found
 from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.state import Run
@@ -86,8 +86,6 @@ class MachineReads:
         task.workflow_execution_task_queue.name = state.task_queue
         task.workflow_execution_task_queue.kind = 1  # type: ignore[assignment]
         task.previous_started_event_id = state.last_completed_started_id
-        set_time(task.scheduled_time, fold.meta.clock_ns)
-        set_time(task.started_time, fold.meta.clock_ns)
         task.history.SetInParent()
         if not sticky:
             end = state.next_event_id

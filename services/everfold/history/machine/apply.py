@@ -109,9 +109,6 @@ def _closed(status: Status) -> Applier:
         run.workflow_task = None
         run.sticky_queue = ""
         run.first_task_at_ns = 0
-        run.activities.clear()
-        run.activity_ids.clear()
-        run.timers.clear()
         run.buffered.clear()
         run.externals.clear()
         attributes = getattr(event, str(event.WhichOneof("attributes")))
@@ -362,7 +359,7 @@ def retry_activity(activity: Activity, now_ns: int, next_attempt_at_ns: int, las
 
 def heartbeat_activity(activity: Activity, at_ns: int, details: bytes | None) -> None:
     """A sign of life; the latest details win, and survive to the next attempt."""
-    activity.last_heartbeat_at_ns = at_ns
+    activity.last_heartbeat_at_ns = activity.heartbeat_recorded_at_ns = at_ns
     if details is not None:
         activity.heartbeat_details = details
 

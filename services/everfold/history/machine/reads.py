@@ -6,10 +6,10 @@ Temporal: service/history/api/getworkflowexecutionhistory, getworkflowexecutionh
 
 from __future__ import annotations
 
+import json
 from typing import Final, NamedTuple
 
 import msgpack
-from temporalio.api.common.v1 import message_pb2 as common_pb2
 from temporalio.api.enums.v1 import task_queue_pb2
 from temporalio.api.enums.v1 import update_pb2 as update_enums
 from temporalio.api.enums.v1 import workflow_pb2 as enums
@@ -19,7 +19,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import keys, responses
 from everfold.history.machine.context import NamespaceInfo
-from everfold.history.machine.decide.search_attributes import PREDEFINED
+from everfold.history.machine.decide.search_attributes import set_types
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.events import framed, parse_history, serialize, set_time, varint
 from everfold.history.machine.history_rows import batch_start, event_at
@@ -275,7 +275,7 @@ def update_status(
         raise workflow_not_found(workflow_id)
     update = run.updates.get(update_id)
     if update is None:
-        raise not_found(f"update {update_id!r} not found")
+        raise not_found(f"update {json.dumps(update_id, ensure_ascii=False)} not found")
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     if update.stage == UpdateStage.COMPLETED:
         event = event_at(fold.rows, run, update.completed_event_id)
@@ -305,14 +305,22 @@ def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
     config = response.execution_config
     config.task_queue.name = run.task_queue
     config.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
-    set_duration(config.workflow_execution_timeout, run.execution_timeout_ns)
-    set_duration(config.workflow_run_timeout, run.run_timeout_ns)
+    if run.execution_timeout_ns:
+        set_duration(config.workflow_execution_timeout, run.execution_timeout_ns)
+    if run.run_timeout_ns:
+        set_duration(config.workflow_run_timeout, run.run_timeout_ns)
     set_duration(config.default_workflow_task_timeout, run.task_timeout_ns)
     if run.user_metadata:
         config.user_metadata.ParseFromString(run.user_metadata)
     _fill_info(response.workflow_execution_info, run, info)
     for activity in run.activities.values():
         _fill_activity(response.pending_activities.add(), run, activity)
+    for child in run.children.values():
+        entry = response.pending_children.add()
+        entry.workflow_id, entry.run_id = child.workflow_id, child.run_id
+        entry.workflow_type_name = child.workflow_type
+        entry.initiated_id = child.initiated_event_id
+        entry.parent_close_policy = child.parent_close_policy  # type: ignore[assignment]
     task = run.workflow_task
     if task is not None:
         pending = response.pending_workflow_task
@@ -332,6 +340,7 @@ def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
     if run.run_expires_at_ns:
         set_time(extended.run_expiration_time, run.run_expires_at_ns)
     extended.cancel_requested = run.cancel_requested
+    extended.reset_run_id = run.reset_run_id
     set_time(extended.original_start_time, run.started_at_ns)
     if run.create_request_id:
         known = extended.request_id_infos[run.create_request_id]
@@ -359,9 +368,8 @@ def _fill_info(out: workflow_pb2.WorkflowExecutionInfo, run: Run, namespace: Nam
         out.memo.fields[name].ParseFromString(payload)
     out.search_attributes.SetInParent()
     for name, payload in run.search_attributes.items():
-        field = out.search_attributes.indexed_fields[name]
-        field.ParseFromString(payload)
-        set_type(field, name, namespace.search_attributes)
+        out.search_attributes.indexed_fields[name].ParseFromString(payload)
+    set_types(out.search_attributes, namespace)
     root = run.root or [run.workflow_id, run.run_id]
     out.root_execution.workflow_id, out.root_execution.run_id = root[0], root[1]
     if run.parent:
@@ -370,13 +378,6 @@ def _fill_info(out: workflow_pb2.WorkflowExecutionInfo, run: Run, namespace: Nam
     out.first_run_id = run.first_run_id
     if run.priority:
         out.priority.ParseFromString(run.priority)
-
-
-def set_type(payload: common_pb2.Payload, name: str, types: dict[str, str]) -> None:
-    """Adds the attribute's type to its payload's metadata: SDKs and the Web UI decode by it."""
-    kind = types.get(name) or PREDEFINED.get(name)
-    if kind is not None:
-        payload.metadata["type"] = kind.encode()
 
 
 def _fill_activity(out: workflow_pb2.PendingActivityInfo, run: Run, activity: Activity) -> None:
@@ -390,7 +391,8 @@ def _fill_activity(out: workflow_pb2.PendingActivityInfo, run: Run, activity: Ac
         out.state = enums.PENDING_ACTIVITY_STATE_SCHEDULED
     if activity.heartbeat_details:
         out.heartbeat_details.ParseFromString(activity.heartbeat_details)
-        set_time(out.last_heartbeat_time, activity.last_heartbeat_at_ns)
+    if activity.heartbeat_recorded_at_ns:
+        set_time(out.last_heartbeat_time, activity.heartbeat_recorded_at_ns)
     if activity.started:
         set_time(out.last_started_time, activity.started_at_ns)
     out.attempt = activity.attempt
@@ -407,8 +409,7 @@ def _fill_activity(out: workflow_pb2.PendingActivityInfo, run: Run, activity: Ac
         out.last_failure.ParseFromString(activity.last_failure)
     out.last_worker_identity = activity.last_worker_identity
     options = out.activity_options
-    options.task_queue.name = activity.task_queue
-    options.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
+    options.task_queue.name = options.task_queue.normal_name = activity.task_queue
     set_duration(options.schedule_to_close_timeout, activity.schedule_to_close_ns)
     set_duration(options.schedule_to_start_timeout, activity.schedule_to_start_ns)
     set_duration(options.start_to_close_timeout, activity.start_to_close_ns)

@@ -64,7 +64,6 @@ def announce_close(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent) 
         cancel = child.parent_close_policy == workflow_pb2.PARENT_CLOSE_POLICY_REQUEST_CANCEL
         message = {"cancel": cancel, "parent": [run.workflow_id, run.run_id]}
         send(ctx, child.namespace, child.namespace_id, child.workflow_id, "", "ParentClosed", message)
-    run.children.clear()
     _abort_updates(ctx, run)
 
 

@@ -117,7 +117,7 @@ def task_completed(ctx: StepContext, run: Run, eager: list[int], inline: bool) -
     task = run.workflow_task
     response.workflow_task.CopyFrom(workflow_task_message(run, task))
     suffix = transient_suffix(run, task)
-    first = run.last_completed_started_id + 1 if run.sticky_queue else 1
+    first = run.last_completed_started_id + 1  # the worker has just completed the task before it, and has the rest
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     end = run.next_event_id if suffix else task.started_event_id + 1
     field = response.DESCRIPTOR.fields_by_name["workflow_task"].number

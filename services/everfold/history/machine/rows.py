@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import Protocol
 
+from everfold.history.machine import keys
+
 
 class RowStore(Protocol):
     """The durable rows: RocksDB, or a dictionary in the simulator."""
@@ -26,7 +28,7 @@ class RowStore(Protocol):
 class Rows:
     """The rows of a shard as the fold sees them."""
 
-    __slots__ = ("_batch", "_hash", "_step", "_store")
+    __slots__ = ("_batch", "_first_timer", "_hash", "_step", "_store", "_timer_floor")
 
     def __init__(self, store: RowStore, state_hash: bytes) -> None:
         self._store = store
@@ -34,6 +36,10 @@ class Rows:
         self._batch: dict[bytes, bytes | None] = {}
         self._step: dict[bytes, bytes | None] = {}
         self._hash = state_hash
+        #: no timer row lies before this key: a scan from here walks over no tombstones but the latest
+        self._timer_floor = keys.TIMERS
+        #: the first timer row's key, b"" for none, None when it has to be looked up
+        self._first_timer: bytes | None = None
 
     def get(self, key: bytes) -> bytes | None:
         """The row's value, pending writes included."""
@@ -90,9 +96,28 @@ class Rows:
             else:
                 digest.update(len(value).to_bytes(4, "big"))
                 digest.update(value)
+            if key.startswith(keys.TIMERS):
+                self._note_timer(key, value is not None)
         self._hash = digest.digest()
         self._batch.update(self._step)
         self._step = {}
+
+    def _note_timer(self, key: bytes, put: bool) -> None:
+        first = self._first_timer
+        if not put:
+            if key == first:
+                self._first_timer = None
+        elif first is not None and (not first or key < first):
+            self._first_timer = self._timer_floor = key
+        elif key < self._timer_floor:
+            self._timer_floor = key
+
+    def first_timer(self) -> bytes:
+        """Key of the first timer row; b"" for none. Rows are looked up only after the first one has gone."""
+        if self._first_timer is None:
+            self._first_timer = next((key for key, _ in self.scan(self._timer_floor, keys.TIMERS_END)), b"")
+            self._timer_floor = self._first_timer or keys.TIMERS_END
+        return self._first_timer
 
     def drop_step(self) -> None:
         """Forget what the step wrote."""

@@ -419,8 +419,10 @@ class ShardFold:
         if self.meta.outputs_sent is not None and place <= self.meta.outputs_sent:
             ctx.step.ignored = True
             return
+        # Rows up to the last position are gone already: the scan does not walk over what is left of them.
+        start = keys.OUTBOX if self.meta.outputs_sent is None else keys.outbox(*self.meta.outputs_sent)
         end = keys.outbox(place[0], place[1], place[2] + 1)
-        for key, _ in list(self.rows.scan(keys.OUTBOX, end)):
+        for key, _ in list(self.rows.scan(start, end)):
             ctx.rows.delete(key)
         self.meta.outputs_sent = place
 
@@ -507,15 +509,17 @@ class ShardFold:
 
     def next_timer(self) -> int | None:
         """Due time of the first timer row."""
-        for key, _ in self.rows.scan(keys.TIMERS, keys.TIMERS_END):
-            return keys.timer_parts(key)[0]
-        return None
+        first = self.rows.first_timer()
+        return keys.timer_parts(first)[0] if first else None
 
     def due_timers(self, now_ns: int, limit: int) -> list[DueTimer]:
         """The timer rows due at shard time `now_ns`, earliest first."""
         due: list[DueTimer] = []
         end = min(keys.timer(now_ns + 1, 0, b""), keys.TIMERS_END)
-        for key, _ in self.rows.scan(keys.TIMERS, end):
+        first = self.rows.first_timer()
+        if not first or first >= end:
+            return due
+        for key, _ in self.rows.scan(first, end):
             due_at_ns, _, part = keys.timer_parts(key)
             due.append(DueTimer(*keys.split_run(part), due_at_ns))
             if len(due) == limit:
@@ -524,7 +528,12 @@ class ShardFold:
 
     def outbox(self, after: Origin | None, limit: int) -> list[OutboxRow]:
         """Outputs that are not known to be sent, in the order in which they were made."""
-        start = keys.OUTBOX if after is None else keys.outbox(after.epoch, after.offset, after.index + 1)
+        if after is not None:
+            start = keys.outbox(after.epoch, after.offset, after.index + 1)
+        elif self.meta.outputs_sent is not None:
+            start = keys.outbox(*self.meta.outputs_sent)
+        else:
+            start = keys.OUTBOX
         end = keys.OUTBOX[:-1] + bytes((keys.OUTBOX[-1] + 1,))
         found: list[OutboxRow] = []
         for key, row in self.rows.scan(start, end):

@@ -125,6 +125,7 @@ class Activity:
         coefficient: backoff coefficient as (numerator, denominator).
         last_failure: serialized Failure; empty for none.
         heartbeat_details: serialized Payloads; empty for none.
+        heartbeat_recorded_at_ns: of the last heartbeat; 0 for none.
     """
 
     __slots__ = FIELDS = (
@@ -161,7 +162,7 @@ class Activity:
         "priority",
         "last_worker_identity",
         "last_attempt_completed_at_ns",
-        "heartbeat_pending_until_ns",
+        "heartbeat_recorded_at_ns",
     )
 
     scheduled_event_id: int
@@ -197,7 +198,7 @@ class Activity:
     priority: bytes
     last_worker_identity: str
     last_attempt_completed_at_ns: int
-    heartbeat_pending_until_ns: int
+    heartbeat_recorded_at_ns: int
 
     def __init__(self) -> None:
         for name in self.FIELDS:
@@ -339,8 +340,8 @@ class Run:
         next_event_id: id of the next history event.
         workflow_task_attempt: attempt of the next workflow task; above 1 it will be transient.
         last_completed_started_id: WorkflowTaskStarted id of the last completed task, 0 for none.
-        last_completion: [scheduled id, started id, attempt, inline started id, eager activities' scheduled ids] of the
-            last completed workflow task, for a completion whose answer was lost.
+        last_completion: [scheduled id, started id, attempt, inline started id, eager activities' scheduled ids, digest
+            of the request] of the last completed workflow task, for a completion whose answer was lost.
         sticky_queue: the worker's own queue, "" for none; `sticky_timeout_ns` is its schedule-to-start timeout.
         request_ids: request id -> id of the signal's event (0 while buffered), oldest first, bounded.
         close_attempted: the workflow tried to close and met buffered events; signals are refused until its next task

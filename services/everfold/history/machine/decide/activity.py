@@ -168,7 +168,7 @@ def _fail(
     request: ws.RespondActivityTaskFailedRequest | ws.RespondActivityTaskFailedByIdRequest,
 ) -> None:
     if request.HasField("last_heartbeat_details"):
-        heartbeat_activity(activity, activity.last_heartbeat_at_ns, serialize(request.last_heartbeat_details))
+        activity.heartbeat_details = serialize(request.last_heartbeat_details)
     turn = Turn(ctx, run)
     state = retry(turn, activity, request.failure)
     if state != IN_PROGRESS:

@@ -23,7 +23,7 @@ from everfold.history.machine.context import NamespaceInfo
 from everfold.history.machine.decide import chain, children, updates
 from everfold.history.machine.decide.activity_options import InvalidActivity, normalize_activity
 from everfold.history.machine.decide.failures import CommandFailed, Completion, check_blob, check_id
-from everfold.history.machine.decide.search_attributes import check_search_attributes
+from everfold.history.machine.decide.search_attributes import check_search_attributes, set_types
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
 from everfold.history.machine.rejections import invalid
 from everfold.history.machine.turn import Turn
@@ -67,7 +67,7 @@ def handle_commands(turn: Turn, completed_event_id: int, request: ws.RespondWork
     Raises:
         CommandFailed: one of them cannot be done.
     """
-    completion = Completion()
+    completion = Completion(request.identity)
     eager: list[command_pb2.ScheduleActivityTaskCommandAttributes] = []
     messages = updates.Messages(request.messages)
     for command in request.commands:
@@ -158,7 +158,11 @@ def _request_cancel_activity(
         )
     activity = run.activities.get(scheduled_event_id)
     if activity is None and scheduled_event_id >= run.next_event_id:
-        raise CommandFailed("BAD_REQUEST_CANCEL_ACTIVITY_ATTRIBUTES", f"no activity scheduled as {scheduled_event_id}")
+        raise _illegal(
+            "BAD_REQUEST_CANCEL_ACTIVITY_ATTRIBUTES",
+            "add-activitytask-cancel-requested-event",
+            f"ScheduledEventID: {scheduled_event_id}",
+        )
     event = turn.new(events.ACTIVITY_CANCEL_REQUESTED)
     a = event.activity_task_cancel_requested_event_attributes
     a.scheduled_event_id = scheduled_event_id
@@ -173,7 +177,7 @@ def _request_cancel_activity(
         payload.data = b'"ACTIVITY_ID_NOT_STARTED"'
         c.latest_cancel_requested_event_id = event.event_id
         c.scheduled_event_id = scheduled_event_id
-        c.identity = "history-service"
+        c.identity = completion.identity
         turn.record(canceled)
         completion.wants_task = True
     return event
@@ -195,7 +199,7 @@ def _start_timer(
             f"An invalid StartToFireTimeout is set on StartTimerCommand: {error}. TimerId={attributes.timer_id}",
         ) from None
     if attributes.timer_id in turn.run.timers:
-        raise CommandFailed("START_TIMER_DUPLICATE_ID", f"timer id {attributes.timer_id} is already running")
+        raise _illegal("START_TIMER_DUPLICATE_ID", "add-timer-started-event", f"TimerID: {attributes.timer_id}")
     event = turn.new(events.TIMER_STARTED)
     a = event.timer_started_event_attributes
     a.timer_id = attributes.timer_id
@@ -217,11 +221,12 @@ def _cancel_timer(
     else:
         started_event_id = _take_buffered_fire(turn, timer_id)
         if not started_event_id:
-            raise CommandFailed("BAD_CANCEL_TIMER_ATTRIBUTES", f"no timer {timer_id} is running")
+            raise _illegal("BAD_CANCEL_TIMER_ATTRIBUTES", "add-timer-canceled-event", f"TimerID: {timer_id}")
     event = turn.new(events.TIMER_CANCELED)
     a = event.timer_canceled_event_attributes
     a.timer_id = timer_id
     a.started_event_id = started_event_id
+    a.identity = completion.identity
     a.workflow_task_completed_event_id = completed_event_id
     return turn.record(event)
 
@@ -380,6 +385,8 @@ def _upsert_search_attributes(
     event = turn.new(events.SEARCH_ATTRIBUTES_UPSERTED)
     a = event.upsert_workflow_search_attributes_event_attributes
     a.search_attributes.CopyFrom(attributes.search_attributes)
+    if namespace is not None:
+        set_types(a.search_attributes, namespace)
     a.workflow_task_completed_event_id = completed_event_id
     turn.visible = True
     return turn.record(event)
@@ -411,6 +418,11 @@ def _modify_properties(
 def _memo_size(turn: Turn, upserted: common_pb2.Memo) -> int:
     kept = sum(len(name) + len(value) for name, value in turn.run.memo.items() if name not in upserted.fields)
     return kept + upserted.ByteSize()
+
+
+def _illegal(cause: str, action: str, what: str) -> CommandFailed:
+    """A command that does not fit the state, in Temporal's words (mutable_state_impl.go)."""
+    return CommandFailed(cause, f"invalid history builder state for action: {action}, {what}")
 
 
 def _name(command_type: int) -> str:

@@ -74,12 +74,13 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
         if message["user_metadata"]:
             request.user_metadata.ParseFromString(message["user_metadata"])
         try:
-            make_room(ctx, request, current, patient=True)
+            child_run_id = ctx.new_id()
+            make_room(ctx, request, current, child_run_id)
         except StatusError:
             answer["failed"] = _NOT_FOUND
         else:
             parent = Parent(parent_namespace_id, parent_namespace, parent_id, parent_run_id, initiated, message["root"])
-            turn = create_run(ctx, namespace, request, parent)
+            turn = create_run(ctx, namespace, request, child_run_id, parent)
             schedule_workflow_task(turn)
             turn.finish()
             answer["run_id"] = turn.run.run_id

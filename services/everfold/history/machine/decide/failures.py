@@ -36,6 +36,8 @@ class CommandFailed(Exception):
 class Completion:
     """What the commands did beyond events."""
 
+    #: of the worker that completed the task
+    identity: str
     #: an activity that no worker had was cancelled, or another workflow cannot be reached: the workflow must hear of it
     wants_task: bool = False
     #: scheduled event ids of activities handed to the completing worker in the answer

@@ -43,8 +43,9 @@ def decide_multi_operation(ctx: StepContext, namespace: NamespaceInfo, message: 
                 turn.finish()
             return _reply(current, False, update_id)
         check_search_attributes(namespace, start.search_attributes, ctx.limits)
-        make_room(ctx, start, current)
-        turn = create_run(ctx, namespace, start)
+        run_id = ctx.new_id()
+        make_room(ctx, start, current, run_id)
+        turn = create_run(ctx, namespace, start, run_id)
         at = _UPDATE
         admit_update(ctx, turn.run, update, turn)
     except StatusError as error:

@@ -89,6 +89,14 @@ def check_search_attributes(namespace: NamespaceInfo, attributes: common_pb2.Sea
         )
 
 
+def set_types(attributes: common_pb2.SearchAttributes, namespace: NamespaceInfo) -> None:
+    """Adds each attribute's type to its payload's metadata: SDKs and the Web UI decode by it."""
+    for name in sorted(attributes.indexed_fields):
+        kind = namespace.search_attributes.get(name) or PREDEFINED.get(name)
+        if kind is not None:
+            attributes.indexed_fields[name].metadata["type"] = kind.encode()
+
+
 def _check_value(name: str, kind: str, payload: common_pb2.Payload) -> None:
     encoding = payload.metadata.get("encoding", b"")
     if encoding == b"binary/null" or not payload.data:

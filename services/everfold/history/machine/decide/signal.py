@@ -50,14 +50,20 @@ def decide_signal(ctx: StepContext, namespace: NamespaceInfo, message: bytes) ->
 
 def _signaled(run: Run, request_id: str) -> Reply:
     response = ws.SignalWorkflowExecutionResponse()
-    if "link" in response.DESCRIPTOR.fields_by_name:
-        link = response.link.workflow_event
-        link.namespace = run.namespace
-        link.workflow_id = run.workflow_id
-        link.run_id = run.run_id
-        link.request_id_ref.request_id = request_id
-        link.request_id_ref.event_type = events.SIGNALED
+    response.link.CopyFrom(signal_link(run, request_id))
     return Reply(serialize(response))
+
+
+def signal_link(run: Run, request_id: str) -> common_pb2.Link:
+    """A link to the signal's event, by the request id: a buffered event has no id yet."""
+    link = common_pb2.Link()
+    target = link.workflow_event
+    target.namespace = run.namespace
+    target.workflow_id = run.workflow_id
+    target.run_id = run.run_id
+    target.request_id_ref.request_id = request_id
+    target.request_id_ref.event_type = events.SIGNALED
+    return link
 
 
 def is_repeated_signal(ctx: StepContext, run: Run, request_id: str) -> bool:
@@ -94,8 +100,7 @@ def record_signal(
     a.identity = request.identity
     if request.HasField("header"):
         a.header.CopyFrom(request.header)
-    if isinstance(request, ws.SignalWorkflowExecutionRequest) and "request_id" in a.DESCRIPTOR.fields_by_name:
-        a.request_id = request.request_id
+    a.request_id = request.request_id
     event.links.extend(request.links)
     turn.record(event)
     remember_request(turn.ctx, run, request.request_id, event.event_id)

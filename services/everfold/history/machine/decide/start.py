@@ -5,8 +5,10 @@ Temporal: service/history/api/startworkflow, service/history/api/signalwithstart
 
 from __future__ import annotations
 
+import json
 from typing import Final, NamedTuple
 
+from temporalio.api.common.v1 import message_pb2 as common_pb2
 from temporalio.api.enums.v1 import task_queue_pb2
 from temporalio.api.enums.v1 import workflow_pb2 as enums
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -17,7 +19,7 @@ from everfold.history.machine.decide.activity_options import InvalidActivity, ch
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.search_attributes import check_search_attributes
-from everfold.history.machine.decide.signal import check_signal, is_repeated_signal, record_signal
+from everfold.history.machine.decide.signal import check_signal, is_repeated_signal, record_signal, signal_link
 from everfold.history.machine.decide.task_start import begin_task
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
 from everfold.history.machine.events import serialize, set_time, varint
@@ -29,7 +31,7 @@ from everfold.kernel.ids import slot_of
 
 _FAILED: Final = frozenset((Status.FAILED, Status.CANCELED, Status.TERMINATED, Status.TIMED_OUT))
 
-_TERMINATE_REASON: Final = "TerminateIfRunning WorkflowIdReusePolicy Policy"
+_TERMINATE_REASON: Final = "TerminateIfRunning WorkflowIdReusePolicy"
 _TERMINATE_IDENTITY: Final = "history-service"
 
 _REUSE_TEXTS: Final = {
@@ -55,8 +57,9 @@ def decide_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     ):
         return _started(current, False)
     check_search_attributes(namespace, request.search_attributes, ctx.limits)
-    make_room(ctx, request, current)
-    turn = create_run(ctx, namespace, request)
+    run_id = ctx.new_id()
+    make_room(ctx, request, current, run_id)
+    turn = create_run(ctx, namespace, request, run_id)
     if turn.events[0].workflow_execution_started_event_attributes.eager_execution_accepted:
         return _started_eagerly(turn, request)
     schedule_workflow_task(turn)
@@ -73,9 +76,7 @@ def decide_signal_with_start(ctx: StepContext, namespace: NamespaceInfo, message
         or (ctx.guards.start_dedupe and request.request_id and current.create_request_id == request.request_id)
     ):
         ctx.step.ignored = True
-        response = ws.SignalWithStartWorkflowExecutionResponse(run_id=current.run_id)
-        response.started = current.create_request_id == request.request_id
-        return Reply(serialize(response))
+        return _signaled(current, request.request_id, current.create_request_id == request.request_id)
     policy = request.workflow_id_conflict_policy
     if policy == enums.WORKFLOW_ID_CONFLICT_POLICY_UNSPECIFIED:
         policy = enums.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING
@@ -87,16 +88,25 @@ def decide_signal_with_start(ctx: StepContext, namespace: NamespaceInfo, message
         record_signal(turn, request, request.signal_input if request.HasField("signal_input") else None)
         schedule_workflow_task(turn)
         turn.finish()
-        return Reply(serialize(ws.SignalWithStartWorkflowExecutionResponse(run_id=current.run_id, started=False)))
+        return _signaled(current, request.request_id, False)
     start = _start_part(request)
     check_search_attributes(namespace, start.search_attributes, ctx.limits)
     start.workflow_id_conflict_policy = policy
-    make_room(ctx, start, current)
-    turn = create_run(ctx, namespace, start)
+    run_id = ctx.new_id()
+    make_room(ctx, start, current, run_id)
+    turn = create_run(ctx, namespace, start, run_id)
     record_signal(turn, request, request.signal_input if request.HasField("signal_input") else None)
     schedule_workflow_task(turn)
     turn.finish()
-    return Reply(serialize(ws.SignalWithStartWorkflowExecutionResponse(run_id=turn.run.run_id, started=True)))
+    return _signaled(turn.run, request.request_id, True)
+
+
+def _signaled(run: Run, request_id: str, started: bool) -> Reply:
+    response = ws.SignalWithStartWorkflowExecutionResponse(
+        run_id=run.run_id, first_execution_run_id=run.first_run_id, started=started
+    )
+    response.signal_link.CopyFrom(signal_link(run, request_id))
+    return Reply(serialize(response))
 
 
 def _started_eagerly(turn: Turn, request: ws.StartWorkflowExecutionRequest) -> Reply:
@@ -155,21 +165,19 @@ class Parent(NamedTuple):
     root: list[str]
 
 
-def make_room(
-    ctx: StepContext, request: ws.StartWorkflowExecutionRequest, current: Run | None, *, patient: bool = False
-) -> None:
+def make_room(ctx: StepContext, request: ws.StartWorkflowExecutionRequest, current: Run | None, run_id: str) -> None:
     """Raises where a run stands in the way, or terminates it where the policy says so.
 
     Args:
         ctx: the step.
         request: the start.
         current: the run that the workflow id points at.
-        patient: for a child, whose start is not refused for coming too soon after the last.
+        run_id: of the run that will be made.
     """
     if current is None:
         return
     pressed = ctx.now_ns - current.started_at_ns
-    too_soon = not patient and pressed < ctx.limits["history.workflowIdReuseMinimalInterval"]
+    too_soon = pressed < ctx.limits["history.workflowIdReuseMinimalInterval"]
     reuse = request.workflow_id_reuse_policy
     if current.running:
         if conflict_policy(request) != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
@@ -180,17 +188,17 @@ def make_room(
                 f"Time since last start: {pressed // 1_000_000} ms"
             )
         turn = Turn(ctx, current)
-        terminate(turn, _TERMINATE_REASON, None, _TERMINATE_IDENTITY)
+        details = common_pb2.Payloads()
+        payload = details.payloads.add()
+        payload.metadata["encoding"] = b"json/plain"
+        payload.data = json.dumps(f"terminated by new runID: {run_id}").encode()
+        terminate(turn, _TERMINATE_REASON, details, _TERMINATE_IDENTITY)
         turn.finish()
         return
     if reuse == enums.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE:
         raise _conflicting(current, "finished")
     if reuse == enums.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE_FAILED_ONLY and current.status not in _FAILED:
         raise _conflicting(current, "succeeded")
-    if too_soon:
-        raise busy(
-            f"Too many starts for workflow {current.workflow_id}. Time since last start: {pressed // 1_000_000} ms"
-        )
 
 
 def _conflicting(run: Run, text: str) -> Exception:
@@ -202,6 +210,7 @@ def create_run(
     ctx: StepContext,
     namespace: NamespaceInfo,
     request: ws.StartWorkflowExecutionRequest,
+    run_id: str,
     parent: Parent | None = None,
 ) -> Turn:
     """Makes a run and its WorkflowExecutionStarted event, and points the workflow id at it.
@@ -213,7 +222,7 @@ def create_run(
     run.namespace_id = namespace.namespace_id
     run.namespace = namespace.name
     run.workflow_id = request.workflow_id
-    run.run_id = ctx.new_id()
+    run.run_id = run_id
     run.slot = slot_of(namespace.name, request.workflow_id)
     run.create_request_id = request.request_id
     run.retention_ns = namespace.retention_ns
@@ -239,8 +248,10 @@ def create_run(
     )
     if run_ns:
         task_ns = min(task_ns, run_ns)
-    set_duration(a.workflow_execution_timeout, execution_ns)
-    set_duration(a.workflow_run_timeout, run_ns)
+    if execution_ns:
+        set_duration(a.workflow_execution_timeout, execution_ns)
+    if run_ns:
+        set_duration(a.workflow_run_timeout, run_ns)
     set_duration(a.workflow_task_timeout, task_ns)
     set_duration(a.first_workflow_task_backoff, delay_ns)
     if execution_ns:

@@ -6,6 +6,7 @@ service/history/workflow/workflow_task_state_machine.go.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from temporalio.api.enums.v1 import failed_cause_pb2
@@ -94,9 +95,10 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> R
     token = _token(request.task_token)
     if run is None:
         raise workflow_not_found(token.workflow_id)
+    digest = hashlib.blake2b(message, digest_size=8).digest()
     task = _matching_task(run, token)
     if task is None:
-        repeated = _repeated_completion(ctx, run, token)
+        repeated = _repeated_completion(ctx, run, token, digest)
         if repeated is not None:
             return repeated
         raise workflow_task_not_found()
@@ -138,6 +140,7 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> R
         token.attempt,
         started,
         list(completion.eager),
+        digest,
     ]
     turn.finish()
     return responses.task_completed(ctx, run, completion.eager, inline)
@@ -241,8 +244,8 @@ def _fail_completion(
         ctx.step.ignored = True
         return Reply(error=invalid(text))
     turn = Turn(ctx, run)
-    failure = failure_pb2.Failure(message=text, source="Server")
-    failure.server_failure_info.non_retryable = True
+    failure = failure_pb2.Failure(message=text)
+    failure.server_failure_info.SetInParent()
     fail_workflow_task(turn, failed.cause, failure, request.identity, request.binary_checksum)
     if failed.terminates:
         turn.flush_buffered()
@@ -268,12 +271,13 @@ def _matching_task(run: Run, token: WorkflowTaskToken) -> WorkflowTask | None:
     return task
 
 
-def _repeated_completion(ctx: StepContext, run: Run, token: WorkflowTaskToken) -> Reply | None:
+def _repeated_completion(ctx: StepContext, run: Run, token: WorkflowTaskToken, digest: bytes) -> Reply | None:
     """The answer to a completion that was folded already and whose answer may be lost; None if it is another one."""
     if not run.last_completion:
         return None
-    scheduled, started, attempt, inline_started, eager = run.last_completion
-    if (scheduled, started, attempt) != (token.scheduled_event_id, token.started_event_id, token.attempt):
+    scheduled, started, attempt, inline_started, eager, known = run.last_completion
+    same = (scheduled, started, attempt) == (token.scheduled_event_id, token.started_event_id, token.attempt)
+    if not same or known != digest:
         return None
     ctx.step.ignored = True
     task = run.workflow_task
