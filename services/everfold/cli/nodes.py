@@ -257,6 +257,9 @@ class Node:
             poll_seconds=service.poll_ns / SECOND_NS,
             history_poll_seconds=service.history_poll_ns / SECOND_NS,
             long_polls_max=service.long_polls_max,
+            rps=service.rps,
+            visibility_rps=service.visibility_rps,
+            namespace_writes_rps=service.namespace_writes_rps,
         )
         self.frontend = FrontendServer(
             host=settings.frontend.ip,

@@ -41,7 +41,8 @@ class FrontendLimits:
         history_poll_seconds: when a long poll for history answers empty.
         call_seconds: how long a call without a deadline is served.
         long_polls_max: calls of one method that wait in one namespace; each holds a few KiB.
-        rps: calls per second and namespace, polls not counted.
+        rps: calls per second and namespace, polls not counted. Stops a client that has run wild; one process answers
+            fewer than this (Temporal has 2400, for a cluster that many share).
         visibility_rps: lists and counts per second and namespace. They cost a read transaction of the index each.
         namespace_writes_rps: changes of namespaces and search attributes per second and namespace.
     """
@@ -59,7 +60,7 @@ class FrontendLimits:
     history_poll_seconds: float = 20.0
     call_seconds: float = 30.0
     long_polls_max: int = 10_000
-    rps: float = 2400.0
+    rps: float = 10_000.0
     visibility_rps: float = 100.0
     namespace_writes_rps: float = 20.0
 

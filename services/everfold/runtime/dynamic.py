@@ -143,6 +143,18 @@ class ServiceLimits:
     long_polls_max: int = _known(
         10_000, "frontend.namespaceCount", COUNT, "Most long polls of one kind and namespace at a time, per frontend."
     )
+    rps: int = _known(
+        10_000, "frontend.namespaceRPS", COUNT, "Calls per second and namespace, per frontend, polls not counted."
+    )
+    visibility_rps: int = _known(
+        100, "frontend.namespaceRPS.visibility", COUNT, "Lists and counts per second and namespace, per frontend."
+    )
+    namespace_writes_rps: int = _known(
+        20,
+        "frontend.namespaceRPS.namespaceReplicationInducingAPIs",
+        COUNT,
+        "Changes of namespaces and search attributes per second, per frontend.",
+    )
 
 
 def _service_known(entry: Any) -> Known:
