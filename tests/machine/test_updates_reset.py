@@ -186,6 +186,16 @@ def test_only_so_many_updates_may_be_under_way() -> None:
     assert refused.value.code == Code.RESOURCE_EXHAUSTED
 
 
+def test_an_update_is_refused_while_the_workflow_task_keeps_failing(shard: ShardDriver) -> None:
+    shard.start()
+    shard.fail_task(shard.poll())
+    shard.fail_task(shard.poll())
+    with pytest.raises(StatusError, match="due to Workflow Task in failed state") as refused:
+        shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    assert refused.value.code == Code.FAILED_PRECONDITION
+    assert refused.value.details[0][0].endswith("WorkflowNotReadyFailure")
+
+
 def multi(request_id: str = "m", conflict: int = 2) -> ws.ExecuteMultiOperationRequest:
     request = ws.ExecuteMultiOperationRequest()
     start = request.operations.add().start_workflow
@@ -218,6 +228,29 @@ def test_update_with_start_that_may_not_start_names_the_culprit(shard: ShardDriv
         shard.request("MULTI_OPERATION", multi(conflict=1), workflow_id="w")
     assert refused.value.code == Code.ALREADY_EXISTS
     assert refused.value.details[0][0].endswith("MultiOperationExecutionFailure")
+
+
+def test_update_with_start_starts_anew_where_a_closed_run_left_the_update_open(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    accept = acceptance()
+    shard.complete(shard.poll(), point(accept), complete_workflow(), messages=[accept])
+    shard.sleep(2)
+    reply = shard.request("MULTI_OPERATION", multi(), workflow_id="w")
+    answer = ws.ExecuteMultiOperationResponse.FromString(reply.response)
+    assert answer.responses[0].start_workflow.started
+    assert shard.poll().messages
+
+
+def test_update_with_start_finds_the_outcome_in_a_closed_run(shard: ShardDriver) -> None:
+    idle(shard)
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    accept, done = acceptance(), response()
+    shard.complete(shard.poll(), point(accept), point(done), complete_workflow(), messages=[accept, done])
+    reply = shard.request("MULTI_OPERATION", multi(), workflow_id="w")
+    answer = ws.ExecuteMultiOperationResponse.FromString(reply.response)
+    assert not answer.responses[0].start_workflow.started
+    assert answer.responses[1].update_workflow.stage == 3
 
 
 def test_an_eager_start_brings_its_first_task_along(shard: ShardDriver) -> None:

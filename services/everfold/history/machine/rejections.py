@@ -38,6 +38,23 @@ def busy(message: str) -> StatusError:
     )
 
 
+def too_many(message: str) -> StatusError:
+    """RESOURCE_EXHAUSTED, cause CONCURRENT_LIMIT: something has to end before more may begin."""
+    return status(
+        Code.RESOURCE_EXHAUSTED,
+        message,
+        errordetails_pb2.ResourceExhaustedFailure(
+            cause=failed_cause_pb2.RESOURCE_EXHAUSTED_CAUSE_CONCURRENT_LIMIT,
+            scope=failed_cause_pb2.RESOURCE_EXHAUSTED_SCOPE_NAMESPACE,
+        ),
+    )
+
+
+def workflow_not_ready(message: str) -> StatusError:
+    """FAILED_PRECONDITION with WorkflowNotReadyFailure: the workflow task keeps failing."""
+    return status(Code.FAILED_PRECONDITION, message, errordetails_pb2.WorkflowNotReadyFailure())
+
+
 def already_started(message: str, request_id: str, run_id: str, first_run_id: str) -> StatusError:
     """ALREADY_EXISTS, from which SDKs build their own exception."""
     detail = errordetails_pb2.WorkflowExecutionAlreadyStartedFailure(start_request_id=request_id, run_id=run_id)

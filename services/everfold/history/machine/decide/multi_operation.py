@@ -18,7 +18,7 @@ from everfold.history.machine.decide.start import conflict_policy, create_run, m
 from everfold.history.machine.decide.updates import admit_update, update_reference
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import invalid, status
-from everfold.history.machine.state import Run
+from everfold.history.machine.state import Run, UpdateStage
 from everfold.history.machine.step import Reply
 from everfold.kernel.errors import Code, StatusError
 
@@ -56,8 +56,12 @@ def decide_multi_operation(ctx: StepContext, namespace: NamespaceInfo, message: 
 
 
 def _belongs(ctx: StepContext, run: Run, start: ws.StartWorkflowExecutionRequest, update_id: str) -> bool:
-    """The update is for the present run: it is known there, the start is a repeat, or the policy says so."""
-    if update_id in run.updates:
+    """The update is for the present run: it is known there, the start is a repeat, or the policy says so.
+
+    An update that a closed run accepted and did not complete does not count: the workflow is started anew for it.
+    """
+    known = run.updates.get(update_id)
+    if known is not None and (run.running or known.stage == UpdateStage.COMPLETED):
         return True
     if ctx.guards.start_dedupe and run.create_request_id == start.request_id:
         return True

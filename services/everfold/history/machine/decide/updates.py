@@ -20,13 +20,24 @@ from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.failures import CommandFailed
 from everfold.history.machine.decide.schedule import schedule_speculative_task
 from everfold.history.machine.events import serialize
-from everfold.history.machine.rejections import busy, invalid, not_found, workflow_completed, workflow_not_found
+from everfold.history.machine.rejections import (
+    busy,
+    not_found,
+    too_many,
+    workflow_completed,
+    workflow_not_found,
+    workflow_not_ready,
+)
 from everfold.history.machine.state import Run, Update, UpdateStage
 from everfold.history.machine.step import Reply, RunKey, UpdateNews
 from everfold.history.machine.turn import Turn
 from everfold.kernel.errors import Code, StatusError
 
 _BAD_MESSAGE: Final = "BAD_UPDATE_WORKFLOW_EXECUTION_MESSAGE"
+
+FAILED_ATTEMPTS_MAX: Final = 3
+"""A workflow task at this attempt has failed too often for an update to wait for it.
+Temporal: failUpdateWorkflowTaskAttemptCount."""
 
 
 # ---- admission ------------------------------------------------------------------------------------------------------
@@ -60,6 +71,8 @@ def admit_update(
         StatusError: the run is closed, is closing, or has too many updates.
     """
     update_id = request.request.meta.update_id
+    if run.running and run.workflow_task_attempt >= FAILED_ATTEMPTS_MAX:
+        raise workflow_not_ready("Unable to perform workflow execution update due to Workflow Task in failed state.")
     if update_id in run.updates:
         ctx.step.ignored = True
         return turn
@@ -70,14 +83,15 @@ def admit_update(
     limits = ctx.limits
     open_updates = sum(1 for update in run.updates.values() if update.stage != UpdateStage.COMPLETED)
     if open_updates >= limits["history.maxInFlightUpdates"]:
-        raise _too_many(f"limit on number of concurrent in-flight updates has been reached ({open_updates})")
+        raise too_many(f"limit on number of concurrent in-flight updates has been reached ({open_updates})")
     if run.updates_total >= limits["history.maxTotalUpdates"]:
         raise StatusError(
             Code.FAILED_PRECONDITION,
             f"The limit on the total number of distinct updates in this workflow has been reached "
             f"({run.updates_total}). "
             "Make sure any duplicate updates share an Update ID so the server can deduplicate them, and consider "
-            "continuing as new.",
+            "rejecting updates that you aren't going to process. You can also Continue-as-New to avoid this; we "
+            "recommend you check Continue-as-New Suggested in your Workflow.",
         )
     turn = turn or Turn(ctx, run)
     update = Update()
@@ -110,11 +124,6 @@ def stage_of(update: Update | None) -> update_enums.UpdateWorkflowExecutionLifec
     if update.stage == UpdateStage.ACCEPTED:
         return update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
     return update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ADMITTED
-
-
-def _too_many(text: str) -> StatusError:
-    error = busy(text)
-    return StatusError(Code.RESOURCE_EXHAUSTED, text, error.details)
 
 
 # ---- from the worker ------------------------------------------------------------------------------------------------
@@ -232,12 +241,3 @@ def _unknown(message: protocol_pb2.Message) -> CommandFailed:
         f"update {message.protocol_instance_id} wasn't found on the server. "
         "This is most likely a transient error which will be resolved automatically by retries",
     )
-
-
-# ---- update with start ----------------------------------------------------------------------------------------------
-
-
-def check_update(request: ws.UpdateWorkflowExecutionRequest) -> None:
-    """Refuses an update without an id: the frontend fills it in, a record must have it."""
-    if not request.request.meta.update_id:
-        raise invalid("UpdateId is not set on UpdateWorkflowExecutionRequest.")
