@@ -228,6 +228,6 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
         BAD,
         "Unable to remove non-custom search attributes: RunId.",
     ),
-    ("UpdateWorkflowExecution", {}, Code.UNIMPLEMENTED, ""),
+    ("PauseActivity", {}, Code.UNIMPLEMENTED, ""),
     ("CreateSchedule", {}, Code.UNIMPLEMENTED, ""),
 ]
