@@ -22,6 +22,29 @@ START: dict[str, Any] = {"namespace": NS, "workflow_id": "w", "workflow_type": T
 SIGNAL_START: dict[str, Any] = {**START, "signal_name": "s"}
 SIGNAL: dict[str, Any] = {"namespace": NS, "workflow_execution": RUN, "signal_name": "s"}
 
+UPDATE: dict[str, Any] = {
+    "namespace": NS,
+    "workflow_execution": RUN,
+    "request": {"meta": {"update_id": "u"}, "input": {"name": "change"}},
+}
+RESET: dict[str, Any] = {
+    "namespace": NS,
+    "workflow_execution": RUN,
+    "request_id": "r",
+    "workflow_task_finish_event_id": 4,
+}
+
+
+def update_with_start(start: dict[str, Any] | None = None, update: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The fields of an ExecuteMultiOperation, some of its operations' replaced."""
+    operations = [{"start_workflow": {**START, **(start or {})}}, {"update_workflow": {**UPDATE, **(update or {})}}]
+    return {"namespace": NS, "operations": operations}
+
+
+MULTI = "ExecuteMultiOperation"
+NOT_BOTH = "Operations have to be exactly [Start, Update]."
+NOT_DONE = "Update-with-Start could not be executed."
+
 REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
     ("StartWorkflowExecution", {**START, "namespace": "nope"}, Code.NOT_FOUND, "Namespace nope is not found."),
     ("StartWorkflowExecution", {**START, "workflow_id": ""}, BAD, "WorkflowId is not set on request."),
@@ -113,7 +136,25 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
         BAD,
         "Memo size exceeds limit.",
     ),
+    (
+        "StartWorkflowExecution",
+        {**START, "workflow_start_delay": {"seconds": -1}},
+        BAD,
+        "An invalid WorkflowStartDelaySeconds is set on request. cause: negative duration",
+    ),
+    (
+        "StartWorkflowExecution",
+        {**START, "workflow_start_delay": {"seconds": 1}, "cron_schedule": "* * * * *"},
+        BAD,
+        "CronSchedule and WorkflowStartDelay may not be used together.",
+    ),
     ("SignalWithStartWorkflowExecution", {**SIGNAL_START, "signal_name": ""}, BAD, "signal not set"),
+    (
+        "SignalWithStartWorkflowExecution",
+        {**SIGNAL_START, "workflow_start_delay": {"seconds": -1}},
+        BAD,
+        "An invalid WorkflowStartDelaySeconds is set on request. cause: negative duration",
+    ),
     ("SignalWithStartWorkflowExecution", {**SIGNAL_START, "workflow_type": {}}, BAD, "workflow type not set"),
     (
         "SignalWithStartWorkflowExecution",
@@ -146,6 +187,64 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
     ("SignalWorkflowExecution", {**SIGNAL, "input": BIG}, BAD, "Blob data size exceeds limit."),
     ("RequestCancelWorkflowExecution", {"namespace": NS}, BAD, "Execution is not set on request."),
     ("TerminateWorkflowExecution", {"namespace": NS}, BAD, "Execution is not set on request."),
+    ("UpdateWorkflowExecution", {**UPDATE, "namespace": "nope"}, Code.NOT_FOUND, "Namespace nope is not found."),
+    ("UpdateWorkflowExecution", {"namespace": NS}, BAD, "Execution is not set on request."),
+    ("UpdateWorkflowExecution", {**UPDATE, "workflow_execution": {**RUN, "run_id": "zz"}}, BAD, "Invalid RunId."),
+    ("UpdateWorkflowExecution", {**UPDATE, "request": None}, BAD, "Update meta is not set on request."),
+    (
+        "UpdateWorkflowExecution",
+        {**UPDATE, "request": {"meta": {"update_id": LONG}}},
+        BAD,
+        "UpdateId length exceeds limit.",
+    ),
+    ("UpdateWorkflowExecution", {**UPDATE, "request": {"meta": {}}}, BAD, "Update input is not set on request."),
+    (
+        "UpdateWorkflowExecution",
+        {**UPDATE, "request": {"meta": {}, "input": {}}},
+        BAD,
+        "Update name is not set on request.",
+    ),
+    (
+        "UpdateWorkflowExecution",
+        {**UPDATE, "wait_policy": {"lifecycle_stage": 1}},
+        Code.PERMISSION_DENIED,
+        "UpdateWorkflowExecution issued asynchronously and waiting on update admitted is not supported.",
+    ),
+    ("PollWorkflowExecutionUpdate", {"namespace": NS}, BAD, "UpdateRef is not set on request."),
+    (
+        "PollWorkflowExecutionUpdate",
+        {"namespace": NS, "update_ref": {"update_id": "u"}},
+        BAD,
+        "Can't load workflow execution.  WorkflowId not set.",
+    ),
+    (
+        "PollWorkflowExecutionUpdate",
+        {"namespace": NS, "update_ref": {"workflow_execution": {**RUN, "run_id": "zz"}, "update_id": "u"}},
+        BAD,
+        "RunId is not valid UUID.",
+    ),
+    (MULTI, {**update_with_start(), "namespace": "nope"}, Code.NOT_FOUND, "Namespace nope is not found."),
+    (MULTI, {"namespace": NS}, BAD, NOT_BOTH),
+    (MULTI, {"namespace": NS, "operations": [{"start_workflow": START}]}, BAD, NOT_BOTH),
+    (MULTI, {"namespace": NS, "operations": [{"update_workflow": UPDATE}, {"start_workflow": START}]}, BAD, NOT_BOTH),
+    (MULTI, update_with_start({"namespace": "other"}), BAD, NOT_DONE),
+    (MULTI, update_with_start({"cron_schedule": "* * * * *"}), BAD, NOT_DONE),
+    (MULTI, update_with_start({"request_eager_execution": True}), BAD, NOT_DONE),
+    (MULTI, update_with_start({"workflow_start_delay": {"seconds": 1}}), BAD, NOT_DONE),
+    (MULTI, update_with_start({}, {"workflow_execution": {"workflow_id": "other"}}), BAD, NOT_DONE),
+    (MULTI, update_with_start({}, {"wait_policy": {"lifecycle_stage": 1}}), Code.PERMISSION_DENIED, NOT_DONE),
+    ("ResetWorkflowExecution", {**RESET, "namespace": "nope"}, Code.NOT_FOUND, "Namespace nope is not found."),
+    ("ResetWorkflowExecution", {**RESET, "request_id": ""}, BAD, "RequestId is not set on request."),
+    ("ResetWorkflowExecution", {**RESET, "request_id": LONG}, BAD, "RequestId length exceeds limit."),
+    ("ResetWorkflowExecution", {**RESET, "workflow_execution": None}, BAD, "Execution is not set on request."),
+    ("ResetWorkflowExecution", {**RESET, "workflow_execution": {**RUN, "run_id": "zz"}}, BAD, "Invalid RunId."),
+    ("DeleteWorkflowExecution", {"namespace": NS}, BAD, "Execution is not set on request."),
+    (
+        "DeleteWorkflowExecution",
+        {"namespace": NS, "workflow_execution": {**RUN, "run_id": "zz"}},
+        BAD,
+        "Invalid RunId.",
+    ),
     ("DescribeWorkflowExecution", {"namespace": NS}, BAD, "Execution is not set on request."),
     ("GetWorkflowExecutionHistory", {"namespace": NS}, BAD, "Execution is not set on request."),
     ("GetWorkflowExecutionHistoryReverse", {"namespace": NS}, BAD, "Execution is not set on request."),

@@ -31,7 +31,6 @@ def test_system_info_names_a_version_and_no_capability_that_is_not_built() -> No
             "eager_workflow_start",
             "sdk_metadata",
             "count_group_by_execution_status",
-            "eager_workflow_start",
         }
 
     run(scenario)

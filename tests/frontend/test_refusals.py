@@ -16,7 +16,7 @@ from everfold.frontend.calls import OPERATOR_SERVICE, WORKFLOW_SERVICE, method_p
 from everfold.frontend.validate import UNBUILT
 from everfold.kernel.errors import Code
 from frontend.fakes import Frontend, run
-from frontend.refusals import REFUSALS, SIGNAL_START, START
+from frontend.refusals import REFUSALS, RESET, SIGNAL_START, START, UPDATE
 from support.servers import temporal_command, temporal_server
 
 NOT_BUILT_BY_US = Code.UNIMPLEMENTED
@@ -72,8 +72,6 @@ def test_a_real_temporal_server_refuses_the_same_in_the_same_words(tmp_path: Pat
 ASKING: dict[type[Message], dict[str, dict[str, Any]]] = {
     ws.StartWorkflowExecutionRequest: {
         "cron_schedule": {"cron_schedule": "* * * * *"},
-        "retry_policy": {"retry_policy": {"maximum_attempts": 3}},
-        "workflow_start_delay": {"workflow_start_delay": {"seconds": 1}},
         "completion_callbacks": {"completion_callbacks": [{"nexus": {"url": "http://localhost"}}]},
         "versioning_override": {"versioning_override": {"auto_upgrade": True}},
         "time_skipping_config": {"time_skipping_config": {"enabled": True}},
@@ -84,11 +82,27 @@ ASKING: dict[type[Message], dict[str, dict[str, Any]]] = {
     },
     ws.SignalWithStartWorkflowExecutionRequest: {
         "cron_schedule": {"cron_schedule": "* * * * *"},
-        "retry_policy": {"retry_policy": {"maximum_attempts": 3}},
-        "workflow_start_delay": {"workflow_start_delay": {"seconds": 1}},
         "versioning_override": {"versioning_override": {"auto_upgrade": True}},
         "time_skipping_config": {"time_skipping_config": {"enabled": True}},
     },
+    ws.UpdateWorkflowExecutionRequest: {
+        "request.completion_callbacks": {
+            "request": {**UPDATE["request"], "completion_callbacks": [{"nexus": {"url": "http://localhost"}}]}
+        },
+        "request.propagated_nexus_serialization_context": {
+            "request": {**UPDATE["request"], "propagated_nexus_serialization_context": {}}
+        },
+    },
+    ws.ResetWorkflowExecutionRequest: {
+        "post_reset_operations": {"post_reset_operations": [{"signal_workflow": {"signal_name": "s"}}]},
+    },
+}
+
+BASES: dict[type[Message], dict[str, Any]] = {
+    ws.StartWorkflowExecutionRequest: START,
+    ws.SignalWithStartWorkflowExecutionRequest: SIGNAL_START,
+    ws.UpdateWorkflowExecutionRequest: UPDATE,
+    ws.ResetWorkflowExecutionRequest: RESET,
 }
 
 
@@ -99,8 +113,7 @@ ASKING: dict[type[Message], dict[str, dict[str, Any]]] = {
 )
 def test_a_field_whose_meaning_is_not_built_is_refused_by_name(message_type: type[Message], field: str) -> None:
     async def scenario(frontend: Frontend) -> None:
-        base = START if message_type is ws.StartWorkflowExecutionRequest else SIGNAL_START
-        message = message_type(**{**base, **ASKING[message_type][field]})
+        message = message_type(**{**BASES[message_type], **ASKING[message_type][field]})
         method = message_type.DESCRIPTOR.name.removesuffix("Request")
         error = await frontend.error(method, message)
         assert error.code == Code.UNIMPLEMENTED
@@ -113,7 +126,7 @@ def test_a_field_whose_meaning_is_not_built_is_refused_by_name(message_type: typ
 def test_a_field_that_is_set_to_what_nothing_means_is_accepted() -> None:
     async def scenario(frontend: Frontend) -> None:
         message = ws.StartWorkflowExecutionRequest(
-            **START, retry_policy={"maximum_attempts": 1}, workflow_start_delay={}, on_conflict_options={}
+            **START, completion_callbacks=[], cron_schedule="", on_conflict_options={}
         )
         await frontend.call("StartWorkflowExecution", message, ws.StartWorkflowExecutionResponse)
         assert frontend.router.only().method == "execute"
