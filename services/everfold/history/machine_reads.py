@@ -34,7 +34,7 @@ class MachineReads:
             raise workflow_not_found(ws.GetWorkflowExecutionHistoryRequest.FromString(request).execution.workflow_id)
         answer = reads.get_history(fold, namespace_id, info.name, request, final=not may_wait)
         if answer.response is None:
-            return HistoryAnswer(b"", answer.run)
+            return HistoryAnswer(b"", answer.run, answer.until_closed)
         return HistoryAnswer(answer.response, None)
 
     def history_reverse(self, fold: ShardFold, namespace_id: str, request: bytes) -> bytes:

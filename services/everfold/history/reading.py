@@ -20,10 +20,12 @@ class HistoryAnswer(NamedTuple):
 
     Attributes:
         wait_for: there is nothing to say yet: read again when this run has changed. None: `response` is the answer.
+        until_closed: only the run's closing matters.
     """
 
     response: bytes
     wait_for: RunKey | None
+    until_closed: bool = False
 
 
 class UpdateStatus(NamedTuple):

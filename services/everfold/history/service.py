@@ -305,16 +305,20 @@ class HistoryService:
         loop = asyncio.get_running_loop()
         began = loop.time()
         held = await self._held(namespace_id, workflow_id, timeout)
-        await self._barrier(held, timeout)
         last = began + min(self._long_poll_s, timeout - ANSWER_MARGIN_S)
         fold = held.shard.fold
-        while True:
-            left = last - loop.time()
-            answer = self._reads.history(fold, namespace_id, message, may_wait=left > 0)
-            if answer.wait_for is None:
-                return answer.response
-            if not await self._changed(held, answer.wait_for, left):
-                return self._reads.history(fold, namespace_id, message, may_wait=False).response
+        with suppress(StatusError):
+            # What is durable stays true: a long poll that finds something to wait for needs no barrier before it waits,
+            # only before it says that nothing came.
+            answer = self._reads.history(fold, namespace_id, message, may_wait=True)
+            while answer.wait_for is not None and (left := last - loop.time()) > 0:
+                if not await self._changed(held, answer.wait_for, left, answer.until_closed):
+                    break
+                answer = self._reads.history(fold, namespace_id, message, may_wait=True)
+                if answer.wait_for is None:
+                    return answer.response
+        await self._barrier(held, timeout)
+        return self._reads.history(fold, namespace_id, message, may_wait=False).response
 
     async def history_reverse(
         self, namespace_id: str, workflow_id: str, message: bytes, timeout: float = 10.0
@@ -340,8 +344,8 @@ class HistoryService:
         finally:
             waiting.cancel()
 
-    async def _changed(self, held: HeldShard, run: RunKey, timeout: float) -> bool:
-        """Wait until the run changes: True; False when the time is over, or when there is no room to wait."""
+    async def _changed(self, held: HeldShard, run: RunKey, timeout: float, until_closed: bool) -> bool:
+        """Wait until the run changes, or closes: True; False when the time is over or there is no room to wait."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def wake(changed: bool) -> None:
@@ -350,7 +354,7 @@ class HistoryService:
             else:
                 _fail(future, unavailable(f"shard {held.shard.shard} was given up"))
 
-        waiting = held.shard.waiters.park(run, wake)
+        waiting = held.shard.waiters.park(run, wake, until_closed=until_closed)
         if waiting is None:
             return False
         timer = asyncio.get_running_loop().call_later(max(timeout, 0), _set, future, False)

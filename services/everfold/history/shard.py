@@ -116,6 +116,7 @@ class Shard:
             self._fire_timer,
             self.limits.timers_in_flight_max,
             self._metrics,
+            on_trouble=self._lose,
         )
         self._taking = Taking(
             shard,
@@ -242,7 +243,7 @@ class Shard:
         if step.outputs_sent is not None and not self._hashes.agrees(*step.outputs_sent):
             self._hash_mismatch(*step.outputs_sent)
         if step.changed:
-            self.waiters.changed(step.changed)
+            self.waiters.changed(step.changed, step.closed)
         self.barrier.folded(record.offset + 1, own)
         for run, reason in step.quarantined:
             self._metrics.count("runs_quarantined")
@@ -481,7 +482,11 @@ class Shard:
 
     def _outbox_moved(self) -> None:
         if not self._folding:
-            self.outbox.fill()
+            try:
+                self.outbox.fill()
+            except Exception as trouble:  # in the callback of a delivery nobody else would notice
+                self._lose(trouble)
+                return
         self._announcer.moved(self.outbox.position)
         self._back_pressure()
 

@@ -14,60 +14,72 @@ from everfold.history.machine.step import RunKey
 class Waiting:
     """One parked poll."""
 
-    __slots__ = ("_owner", "run", "wake")
+    __slots__ = ("_owner", "_table", "run", "wake")
 
-    def __init__(self, owner: Waiters, run: RunKey, wake: Callable[[bool], None]) -> None:
+    def __init__(self, owner: Waiters, table: Table, run: RunKey, wake: Callable[[bool], None]) -> None:
         self._owner = owner
+        self._table = table
         self.run = run
         self.wake = wake
 
     def cancel(self) -> None:
         """Wait no longer; harmless when woken."""
-        self._owner.forget(self)
+        self._owner.forget(self, self._table)
+
+
+Table = dict[RunKey, list[Waiting]]
 
 
 class Waiters:
-    """Parked polls by run."""
+    """Parked polls by run: those who want to hear of every change, and those who wait for the run to close."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
-        self._by_run: dict[RunKey, list[Waiting]] = {}
+        self._for_change: Table = {}
+        self._for_close: Table = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def park(self, run: RunKey, wake: Callable[[bool], None]) -> Waiting | None:
-        """Call `wake(True)` once when the run changes, `wake(False)` when the shard is given up. None: no room."""
+    def park(self, run: RunKey, wake: Callable[[bool], None], *, until_closed: bool = False) -> Waiting | None:
+        """Call `wake(True)` once when the run changes (or closes), `wake(False)` when the shard is given up.
+
+        Returns:
+            What to cancel; None when there is no room.
+        """
         if self._count >= self._bound:
             return None
-        waiting = Waiting(self, run, wake)
-        self._by_run.setdefault(run, []).append(waiting)
+        table = self._for_close if until_closed else self._for_change
+        waiting = Waiting(self, table, run, wake)
+        table.setdefault(run, []).append(waiting)
         self._count += 1
         return waiting
 
-    def changed(self, runs: Iterable[RunKey]) -> None:
+    def changed(self, runs: Iterable[RunKey], closed: Iterable[RunKey] = ()) -> None:
         """Wake those who wait for these runs."""
-        if not self._by_run:
-            return
-        for run in runs:
-            for waiting in self._by_run.pop(run, ()):
-                self._count -= 1
-                waiting.wake(True)
+        for table, keys in ((self._for_change, runs), (self._for_close, closed)):
+            if not table:
+                continue
+            for run in keys:
+                for waiting in table.pop(run, ()):
+                    self._count -= 1
+                    waiting.wake(True)
 
-    def forget(self, waiting: Waiting) -> None:
+    def forget(self, waiting: Waiting, table: Table) -> None:
         """Drop one."""
-        parked = self._by_run.get(waiting.run)
+        parked = table.get(waiting.run)
         if parked is not None and waiting in parked:
             parked.remove(waiting)
             self._count -= 1
             if not parked:
-                del self._by_run[waiting.run]
+                del table[waiting.run]
 
     def close(self) -> None:
         """The shard is gone: wake all, to answer UNAVAILABLE."""
-        parked = [waiting for list_ in self._by_run.values() for waiting in list_]
-        self._by_run.clear()
+        parked = [waiting for table in (self._for_change, self._for_close) for few in table.values() for waiting in few]
+        self._for_change.clear()
+        self._for_close.clear()
         self._count = 0
         for waiting in parked:
             waiting.wake(False)

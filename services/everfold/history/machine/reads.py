@@ -39,10 +39,11 @@ _CLOSE_ONLY: Final = enums.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT
 
 
 class HistoryAnswer(NamedTuple):
-    """A read of a history: the response, or None where it has to wait for a change of `run`."""
+    """A read of a history: the response, or None where it has to wait for a change, or the closing, of `run`."""
 
     run: RunKey
     response: bytes | None
+    until_closed: bool = False
 
 
 class Page(NamedTuple):
@@ -180,7 +181,7 @@ def get_history(
         raise workflow_not_found(request.execution.workflow_id)
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     if request.history_event_filter_type == _CLOSE_ONLY:
-        return HistoryAnswer(key, _close_event(fold, run, request.wait_new_event, final))
+        return HistoryAnswer(key, _close_event(fold, run, request.wait_new_event, final), True)
     return HistoryAnswer(key, _all_events(fold, run, request, token, final))
 
 
