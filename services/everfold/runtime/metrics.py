@@ -90,7 +90,6 @@ SCHEDULE_TO_START_SECONDS: Final = _histogram("schedule_to_start_seconds", "From
 # Frontend -----------------------------------------------------------------------------------------------------------
 RPCS: Final = _counter("rpcs", "RPCs answered, by method and gRPC code.", "method", "code")
 RPC_SECONDS: Final = _histogram("rpc_seconds", "Duration of RPCs that do not wait for work, by method.", "method")
-RPCS_ACTIVE: Final = _gauge("rpcs_active", "RPCs being served.")
 
 # Topology -----------------------------------------------------------------------------------------------------------
 PROJECTED: Final = _counter("projected_records", "Records applied by a processor.", "processor")
