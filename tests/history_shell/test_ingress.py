@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from temporalio.api.common.v1 import message_pb2 as common_pb2
 
 from everfold.history.ingress import PASSED_HEADER
 from everfold.kernel.ids import record_key, shard_of
@@ -61,6 +62,40 @@ def test_a_command_starts_a_workflow_as_the_rpc_does(world: World) -> None:
     assert from_commands(world) == [("START_WORKFLOW", 0), ("SIGNAL_WORKFLOW", 1)]
     assert status(owner).signal_count == 1
     assert owner.fold.meta.commands_offset == 1
+
+
+def test_a_command_may_ask_for_retries_and_a_delay_as_the_rpc_may(world: World) -> None:
+    owner = Owner(world).take()
+    owner.open_ingress()
+    policy = {"initial_interval_ns": SECOND_NS, "maximum_attempts": 3}
+    put(world, command("StartWorkflow", retry_policy=policy, start_delay_ns=60 * SECOND_NS))
+    world.run(SECOND_NS)
+    assert owner.offers == []
+    run = status(owner)
+    assert common_pb2.RetryPolicy.FromString(run.retry_policy).maximum_attempts == 3
+    world.run(61 * SECOND_NS)
+    assert [offer.workflow_id for offer in owner.offers] == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"start_delay_ns": -1}, "start_delay_ns is negative: -1"),
+        ({"retry_policy": {"backoff_coefficient": 0.5}}, "BackoffCoefficient cannot be less than 1 on retry policy."),
+        (
+            {"cron_schedule": "@hourly"},
+            "StartWorkflowExecutionRequest.cron_schedule is not supported by this server",
+        ),
+    ],
+)
+def test_a_command_that_the_rpc_would_refuse_is_rejected(world: World, fields: dict[str, Any], reason: str) -> None:
+    owner = Owner(world).take()
+    owner.open_ingress()
+    put(world, command("StartWorkflow", **fields))
+    world.run(SECOND_NS)
+    (rejected,) = world.records(COMMANDS_REJECTED.name)
+    assert reason in rejected["reason"]
+    assert status(owner) is None
 
 
 def test_the_records_form_a_chain(world: World) -> None:
