@@ -65,6 +65,7 @@ class Timers:
         next_timer: due time of the first timer row, or None.
         due_timers: timer rows due by a shard time, in order, at most so many.
         fire: proposes the FireTimer record; calls back with True when folded, False when its fate is unknown.
+        on_trouble: told when the timers cannot be read outside of a batch: no alarm is set any more.
     """
 
     def __init__(
@@ -76,9 +77,12 @@ class Timers:
         fire: Callable[[DueTimer, Callable[[bool], None]], None],
         in_flight_max: int,
         metrics: Metrics | None = None,
+        *,
+        on_trouble: Callable[[Exception], None] | None = None,
     ) -> None:
         self._ports = ports
         self._clock = clock
+        self._on_trouble = on_trouble
         self._next_timer = next_timer
         self._due_timers = due_timers
         self._fire = fire
@@ -121,7 +125,16 @@ class Timers:
 
     def _alarm(self) -> None:
         self._timer = None
-        self.look()
+        self._look_alone()
+
+    def _look_alone(self) -> None:
+        """Look outside of a batch, where nobody else takes the exceptions."""
+        try:
+            self.look()
+        except Exception as trouble:
+            if self._on_trouble is None:
+                raise
+            self._on_trouble(trouble)
 
     def _fire_due(self) -> int:
         """Returns how long to wait before the next look."""
@@ -169,6 +182,6 @@ class Timers:
                 self._metrics.observe("timer_lateness_seconds", max(late, 0) / SECOND_NS)
             else:
                 attempt.not_before_ns = max(attempt.not_before_ns, self._ports.boottime_ns() + _RETRY_FIRST_NS)
-                self.look()
+                self._look_alone()
 
         self._fire(timer, done)
