@@ -5,7 +5,7 @@ READY := .venv/.ready
 TESTS ?= tests
 SECONDS ?= 300
 
-.PHONY: setup check test sim integration bench demo docs clean help
+.PHONY: setup check test sim integration crash memory bench demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,6 +36,12 @@ sim: $(READY) ## the seeded simulator for SECONDS (300)
 
 integration: $(READY) ## real broker, real SDK workers
 	$(BIN)/pytest tests/integration
+
+crash: $(READY) ## kill -9 in full: 20 rounds of the servers, 3 of the broker, 3 of everything
+	EVERFOLD_CRASH_ROUNDS=20,3,3 $(BIN)/pytest tests/crash -s
+
+memory: $(READY) ## memory in full: 5,000 open workflows, 20,000 one after the other
+	EVERFOLD_MEMORY_SCALE=1 $(BIN)/pytest tests/integration/test_memory.py -s
 
 bench: $(READY) ## Everfold beside a real Temporal dev server
 	$(BIN)/python benchmarks/run.py
