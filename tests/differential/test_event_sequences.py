@@ -12,14 +12,7 @@ pytestmark = [pytest.mark.differential, pytest.mark.slow, pytest.mark.timeout(30
 
 
 def _parameters() -> list[object]:
-    return [
-        pytest.param(
-            scenario,
-            id=f"{scenario.number} {scenario.name}",
-            marks=[pytest.mark.skip(reason=f"later: {scenario.later}")] if scenario.later else [],
-        )
-        for scenario in SCENARIOS
-    ]
+    return [pytest.param(scenario, id=f"{scenario.number} {scenario.name}") for scenario in SCENARIOS]
 
 
 @pytest.mark.parametrize("scenario", _parameters())

@@ -1,4 +1,4 @@
-"""OperatorService: search attributes of a namespace, and the one cluster there is."""
+"""OperatorService: search attributes of a namespace, its end, and the one cluster there is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _numbers(types: dict[str, str]) -> dict[str, int]:
 
 
 class OperatorHandlers:
-    """Search attributes and clusters."""
+    """Search attributes, deletion of namespaces, clusters."""
 
     def __init__(self, core: Core, facts: ClusterFacts) -> None:
         self._core = core
@@ -83,6 +83,23 @@ class OperatorHandlers:
             if not namespace.deleted:
                 keys.update(_numbers(dict(namespace.search_attributes)))
         return ws.GetSearchAttributesResponse(keys=keys).SerializeToString()  # type: ignore[arg-type]
+
+    async def delete_namespace(self, context: CallContext, request: bytes) -> bytes:
+        """DeleteNamespace: gone from every list at once, its name free for another one."""
+        message = parse(op.DeleteNamespaceRequest, request)
+        core = self._core
+        if message.namespace and message.namespace_id:
+            raise invalid("Only one of namespace name or Id should be set on request.")
+        if not message.namespace and not message.namespace_id:
+            raise invalid("Namespace is not set on request.")
+        if message.namespace:
+            namespace = await core.namespace(message.namespace, "namespace")
+        else:
+            namespace = await core.namespace_by_id(message.namespace_id, "namespace")
+        deleted = op.DeleteNamespaceRequest(namespace_id=namespace.namespace_id)
+        await self._change(context, "DELETE_NAMESPACE", namespace, deleted.SerializeToString(deterministic=True))
+        shown = f"{namespace.name}-deleted-{namespace.namespace_id[:5]}"
+        return op.DeleteNamespaceResponse(deleted_namespace=shown).SerializeToString()
 
     async def list_clusters(self, context: CallContext, request: bytes) -> bytes:
         """ListClusters: this one."""

@@ -176,6 +176,7 @@ class FrontendServer:
             "AddSearchAttributes": operator.add_search_attributes,
             "RemoveSearchAttributes": operator.remove_search_attributes,
             "ListSearchAttributes": operator.list_search_attributes,
+            "DeleteNamespace": operator.delete_namespace,
             "ListClusters": operator.list_clusters,
         }
         return {

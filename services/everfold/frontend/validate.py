@@ -21,6 +21,7 @@ from temporalio.api.enums.v1 import workflow_pb2 as workflow_enums
 from temporalio.api.taskqueue.v1 import message_pb2 as taskqueue
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
+from everfold.frontend.cluster import CLUSTER_NAME
 from everfold.frontend.core import invalid
 from everfold.kernel.errors import Code, StatusError
 
@@ -31,6 +32,11 @@ from everfold.kernel.errors import Code, StatusError
 def _attaches(message: Any) -> bool:
     options = message.on_conflict_options
     return bool(options.attach_request_id or options.attach_completion_callbacks or options.attach_links)
+
+
+def _replicates(message: ws.UpdateNamespaceRequest) -> bool:
+    config = message.replication_config
+    return bool(config.active_cluster_name not in ("", CLUSTER_NAME) or len(config.clusters) > 1 or config.state)
 
 
 _ARCHIVAL_ENABLED: Final = 2
@@ -67,7 +73,7 @@ UNBUILT: Final[Mapping[type[Message], Mapping[str, Callable[[Any], bool] | None]
         "visibility_archival_state": lambda message: message.visibility_archival_state == _ARCHIVAL_ENABLED,
     },
     ws.UpdateNamespaceRequest: {
-        "replication_config": None,
+        "replication_config": _replicates,
         "delete_bad_binary": None,
         "promote_namespace": None,
         "config.bad_binaries": lambda message: bool(message.config.bad_binaries.binaries),

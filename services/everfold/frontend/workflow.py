@@ -131,10 +131,8 @@ class WorkflowHandlers:
         validate.links(message)
         if len(request) > limits.blob_bytes_max:
             validate.blob(message.input.ByteSize(), limits.blob_bytes_max)
-        if not message.request_id:
-            validate.fill_request_id(message, limits.id_bytes_max)
-            request = message.SerializeToString(deterministic=True)
-        elif validate.too_long(message.request_id, limits.id_bytes_max):
+        # One without a request id stays so: it is a new signal each time, as in Temporal.
+        if validate.too_long(message.request_id, limits.id_bytes_max):
             raise invalid("RequestId length exceeds limit.")
         left = core.seconds_left(context)
         return await core.backend.execute(

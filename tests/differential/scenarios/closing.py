@@ -100,7 +100,7 @@ def run_timeout_during_task(s: Script) -> None:
 
 @scenario("20c", "an execution times out")
 def execution_timeout(s: Script) -> None:
-    s.start(workflow_execution_timeout=seconds(1))
+    s.start(workflow_execution_timeout=seconds(3))
     s.complete(s.poll(), s.activity())
     s.poll_activity()
     s.wait("WORKFLOW_EXECUTION_TIMED_OUT")

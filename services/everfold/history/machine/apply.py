@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from temporalio.api.history.v1 import message_pb2 as history_pb2
+from temporalio.api.workflow.v1 import message_pb2 as workflow_pb2
 
 from everfold.history.machine import events
 from everfold.history.machine.durations import to_ns
@@ -95,6 +96,7 @@ def _started(run: Run, event: Event) -> None:
     run.search_attributes = {key: serialize(fields[key]) for key in sorted(fields)}
     run.priority = serialize(a.priority) if a.HasField("priority") else b""
     run.user_metadata = serialize(event.user_metadata) if event.HasField("user_metadata") else b""
+    run.reset_points = [serialize(point) for point in a.prev_auto_reset_points.points]
     if a.HasField("root_workflow_execution"):
         run.root = [a.root_workflow_execution.workflow_id, a.root_workflow_execution.run_id]
 
@@ -223,6 +225,32 @@ def _task_completed(run: Run, event: Event) -> None:
     run.workflow_task = None
     run.workflow_task_attempt = 1
     run.last_task_failed = []
+    _add_reset_point(run, event)
+
+
+RESET_POINTS_MAX: Final = 20
+"""As Temporal's history.maxAutoResetPoints."""
+
+
+def _add_reset_point(run: Run, event: Event) -> None:
+    """Remembers the first task that a build of the worker completed (mutable_state_impl.go,
+    addResetPointFromCompletion).
+    """
+    a = event.workflow_task_completed_event_attributes
+    checksum, build_id = a.binary_checksum, a.worker_version.build_id
+    for data in run.reset_points:
+        known = workflow_pb2.ResetPointInfo.FromString(data)
+        if (build_id and known.build_id == build_id) or (not build_id and known.binary_checksum == checksum):
+            return
+    point = workflow_pb2.ResetPointInfo(
+        binary_checksum=checksum,
+        build_id=build_id,
+        run_id=run.run_id,
+        first_workflow_task_completed_id=event.event_id,
+        create_time=event.event_time,
+        resettable=not run.externals,
+    )
+    run.reset_points = [*run.reset_points, serialize(point)][-RESET_POINTS_MAX:]
 
 
 @applies(events.TASK_FAILED)
@@ -404,7 +432,7 @@ def _external_initiated(kind: str) -> Applier:
         external = External()
         external.initiated_event_id = event.event_id
         external.kind = kind
-        external.namespace, external.namespace_id = a.namespace, a.namespace_id
+        external.namespace, external.namespace_id = a.namespace or run.namespace, a.namespace_id
         external.workflow_id = a.workflow_execution.workflow_id
         external.run_id = a.workflow_execution.run_id
         external.control = a.control

@@ -306,10 +306,12 @@ def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
     config = response.execution_config
     config.task_queue.name = run.task_queue
     config.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
-    if run.execution_timeout_ns:
-        set_duration(config.workflow_execution_timeout, run.execution_timeout_ns)
-    if run.run_timeout_ns:
-        set_duration(config.workflow_run_timeout, run.run_timeout_ns)
+    started = event_at(fold.rows, run, 1)
+    if started is not None:  # absent or 0 there, so here: the state does not tell the two apart
+        a = started.workflow_execution_started_event_attributes
+        for name in ("workflow_execution_timeout", "workflow_run_timeout"):
+            if a.HasField(name):
+                getattr(config, name).CopyFrom(getattr(a, name))
     set_duration(config.default_workflow_task_timeout, run.task_timeout_ns)
     if run.user_metadata:
         config.user_metadata.ParseFromString(run.user_metadata)
@@ -371,6 +373,8 @@ def _fill_info(out: workflow_pb2.WorkflowExecutionInfo, run: Run, namespace: Nam
     for name, payload in run.search_attributes.items():
         out.search_attributes.indexed_fields[name].ParseFromString(payload)
     set_types(out.search_attributes, namespace)
+    for data in run.reset_points:
+        out.auto_reset_points.points.add().ParseFromString(data)
     root = run.root or [run.workflow_id, run.run_id]
     out.root_execution.workflow_id, out.root_execution.run_id = root[0], root[1]
     if run.parent:

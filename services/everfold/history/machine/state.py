@@ -361,6 +361,8 @@ class Run:
         retry_policy: serialized RetryPolicy of the workflow; empty for none.
         successor_run_id: the run that followed this one in its chain.
         reset_run_id: the latest run that a reset made from this one; results of children go there.
+        reset_points: serialized ResetPointInfo of the first workflow task that each worker build completed, oldest
+            first, those of earlier runs of the chain included.
     """
 
     FIELDS: Final = (
@@ -419,6 +421,7 @@ class Run:
         "successor_run_id",
         "updates_total",
         "reset_run_id",
+        "reset_points",
     )
     _NESTED: Final = (
         "workflow_task",
@@ -487,6 +490,7 @@ class Run:
     successor_run_id: str
     updates_total: int
     reset_run_id: str
+    reset_points: list[bytes]
 
     children: dict[int, Child]
     externals: dict[int, External]
@@ -536,6 +540,7 @@ class Run:
         self.parent = []
         self.root = []
         self.last_task_failed = []
+        self.reset_points = []
         self.workflow_task = None
         self.activities = {}
         self.timers = {}

@@ -5,7 +5,7 @@ Temporal: service/history/workflow/retry.go, mutable_state_impl.go (AddContinueA
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from temporalio.api.command.v1 import message_pb2 as command_pb2
 from temporalio.api.common.v1 import message_pb2 as common_pb2
@@ -27,6 +27,15 @@ from everfold.kernel.retry import backoff_ns, coefficient_ratio
 
 ContinueAsNew = command_pb2.ContinueAsNewWorkflowExecutionCommandAttributes
 Started = history_pb2.WorkflowExecutionStartedEventAttributes
+
+
+_OF_THE_START_ALONE: Final = (
+    "identity",
+    "eager_execution_accepted",
+    "continued_failure",
+    "workflow_execution_expiration_time",
+)
+"""What WorkflowExecutionStarted says of the request that made it, and not of the workflow."""
 
 
 class Retry(NamedTuple):
@@ -66,7 +75,8 @@ def start_retry(turn: Turn, retry: Retry, failure: failure_pb2.Failure | None) -
     attributes.CopyFrom(started.workflow_execution_started_event_attributes)
     attributes.initiator = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_RETRY
     attributes.attempt = turn.run.attempt + 1
-    attributes.ClearField("continued_failure")
+    for name in _OF_THE_START_ALONE:
+        attributes.ClearField(name)
     if failure is not None:
         attributes.continued_failure.CopyFrom(failure)
     _start_successor(turn, attributes, retry.run_id, retry.backoff_ns)
@@ -85,19 +95,20 @@ def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
             getattr(attributes, name).CopyFrom(getattr(closing, name))
     if closing.HasField("failure"):
         attributes.continued_failure.CopyFrom(closing.failure)
-    attributes.workflow_execution_timeout.CopyFrom(previous.workflow_execution_timeout)
+    if previous.HasField("workflow_execution_timeout"):
+        attributes.workflow_execution_timeout.CopyFrom(previous.workflow_execution_timeout)
     attributes.workflow_run_timeout.CopyFrom(closing.workflow_run_timeout)
     attributes.workflow_task_timeout.CopyFrom(closing.workflow_task_timeout)
     if command.HasField("retry_policy"):
         attributes.retry_policy.CopyFrom(command.retry_policy)
     elif run.retry_policy:
         attributes.retry_policy.ParseFromString(run.retry_policy)
-    attributes.initiator = closing.initiator
+    attributes.initiator = closing.initiator or workflow_pb2.CONTINUE_AS_NEW_INITIATOR_WORKFLOW
     attributes.attempt = 1
     if previous.HasField("priority"):
         attributes.priority.CopyFrom(previous.priority)
     _copy_parent(previous, attributes)
-    _start_successor(turn, attributes, run_id, to_ns(closing.backoff_start_interval))
+    _start_successor(turn, attributes, run_id, _least_backoff(turn, to_ns(closing.backoff_start_interval)))
 
 
 def record_continued_as_new(
@@ -126,8 +137,9 @@ def record_continued_as_new(
         run_timeout = min(run_timeout, left) if run_timeout else left
     set_duration(a.workflow_run_timeout, run_timeout)
     set_duration(a.workflow_task_timeout, to_ns(command.workflow_task_timeout) or run.task_timeout_ns)
-    set_duration(a.backoff_start_interval, _least_backoff(turn, to_ns(command.backoff_start_interval)))
-    a.initiator = command.initiator or workflow_pb2.CONTINUE_AS_NEW_INITIATOR_WORKFLOW
+    if command.HasField("backoff_start_interval"):
+        a.backoff_start_interval.CopyFrom(command.backoff_start_interval)
+    a.initiator = command.initiator
     a.workflow_task_completed_event_id = completed_event_id
     return turn.record(event)
 
@@ -173,7 +185,9 @@ def _start_successor(turn: Turn, attributes: Started, run_id: str, backoff: int)
     a.first_execution_run_id = previous.first_run_id
     a.original_execution_run_id = run_id
     a.workflow_id = run.workflow_id
-    set_duration(a.first_workflow_task_backoff, backoff)
+    if backoff:
+        set_duration(a.first_workflow_task_backoff, backoff)
+    _hand_on_reset_points(turn, a)
     if previous.execution_expires_at_ns:
         set_time(a.workflow_execution_expiration_time, previous.execution_expires_at_ns)
     assert time_ns(event.event_time) == ctx.now_ns
@@ -185,6 +199,17 @@ def _start_successor(turn: Turn, attributes: Started, run_id: str, backoff: int)
     ctx.rows.put(keys.current(run.slot, run.namespace_id, run.workflow_id), run_id.encode())
     schedule_workflow_task(nextturn)
     nextturn.finish()
+
+
+def _hand_on_reset_points(turn: Turn, a: Started) -> None:
+    """The points of the run that closes can be used as long as it is retained."""
+    previous = turn.run
+    a.ClearField("prev_auto_reset_points")
+    for data in previous.reset_points:
+        point = a.prev_auto_reset_points.points.add()
+        point.ParseFromString(data)
+        if point.run_id == previous.run_id:
+            set_time(point.expire_time, turn.ctx.now_ns + previous.retention_ns)
 
 
 def _move_updates(ctx: StepContext, previous: Run, run: Run) -> None:

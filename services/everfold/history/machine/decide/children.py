@@ -65,6 +65,8 @@ def start_child(
         if attributes.HasField(field):
             getattr(a, field).CopyFrom(getattr(attributes, field))
     for field in ("workflow_execution_timeout", "workflow_run_timeout", "workflow_task_timeout"):
+        if field == "workflow_execution_timeout" and not attributes.HasField("workflow_execution_timeout"):
+            continue  # the other two are written even when they are 0, as the real server does
         try:
             set_duration(getattr(a, field), checked_ns(getattr(attributes, field)))
         except InvalidDuration as error:
@@ -115,7 +117,7 @@ def signal_external(
     _check_pending(turn, "signal", "limit.numPendingSignals.error", "PENDING_SIGNALS_LIMIT_EXCEEDED")
     event = turn.new(events.SIGNAL_EXTERNAL_INITIATED)
     a = event.signal_external_workflow_execution_initiated_event_attributes
-    a.namespace, a.namespace_id = run.namespace, run.namespace_id
+    a.namespace, a.namespace_id = attributes.namespace, run.namespace_id
     a.workflow_execution.CopyFrom(attributes.execution)
     a.signal_name = attributes.signal_name
     if attributes.HasField("input"):
@@ -154,7 +156,7 @@ def cancel_external(
     _check_pending(turn, "cancel", "limit.numPendingCancelRequests.error", "PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED")
     event = turn.new(events.CANCEL_EXTERNAL_INITIATED)
     a = event.request_cancel_external_workflow_execution_initiated_event_attributes
-    a.namespace, a.namespace_id = run.namespace, run.namespace_id
+    a.namespace, a.namespace_id = attributes.namespace, run.namespace_id
     a.workflow_execution.workflow_id = attributes.workflow_id
     a.workflow_execution.run_id = attributes.run_id
     a.control = attributes.control

@@ -30,6 +30,19 @@ from everfold.kernel.errors import StatusError
 
 Message = dict[str, Any]
 
+_CHILD_FIELDS: Final = (
+    "input",
+    "header",
+    "memo",
+    "search_attributes",
+    "priority",
+    "retry_policy",
+    "workflow_execution_timeout",
+    "workflow_run_timeout",
+    "workflow_task_timeout",
+)
+"""What a child's start takes from StartChildWorkflowExecutionInitiated where it is set."""
+
 _RESETS_MAX: Final = 100
 """Temporal follows as many (consts.ErrResetRedirectLimitReached)."""
 
@@ -62,14 +75,11 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
         answer["run_id"] = current.run_id
     else:
         request = ws.StartWorkflowExecutionRequest(workflow_id=workflow_id, request_id=request_id)
-        for name in ("input", "header", "memo", "search_attributes", "priority", "retry_policy"):
+        for name in _CHILD_FIELDS:
             if attributes.HasField(name):
                 getattr(request, name).CopyFrom(getattr(attributes, name))
         request.workflow_type.CopyFrom(attributes.workflow_type)
         request.task_queue.CopyFrom(attributes.task_queue)
-        request.workflow_execution_timeout.CopyFrom(attributes.workflow_execution_timeout)
-        request.workflow_run_timeout.CopyFrom(attributes.workflow_run_timeout)
-        request.workflow_task_timeout.CopyFrom(attributes.workflow_task_timeout)
         request.workflow_id_reuse_policy = attributes.workflow_id_reuse_policy
         if message["user_metadata"]:
             request.user_metadata.ParseFromString(message["user_metadata"])

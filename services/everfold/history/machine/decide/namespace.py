@@ -96,6 +96,24 @@ def decide_deprecate(ctx: StepContext, versions: dict[str, int], message: bytes)
     return _publish(ctx, versions, record)
 
 
+def decide_delete(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+    """Operator DeleteNamespace: its name is free at once, and nothing is served by it any more.
+
+    The row stays, as the name in it routes what is still under way for its workflows.
+    """
+    request = operator.DeleteNamespaceRequest.FromString(message)
+    if request.namespace_id:
+        row = ctx.rows.get(keys.namespace(request.namespace_id))
+        record = None if row is None else codec.decode(row)[1]
+        if record is None or record["deleted"]:
+            raise namespace_not_found(request.namespace_id)
+    else:
+        record = _existing(ctx, request.namespace)
+    record["state"] = enums_namespace.NAMESPACE_STATE_DELETED
+    record["deleted"] = True
+    return _publish(ctx, versions, record)
+
+
 def decide_add_search_attributes(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
     """Operator AddSearchAttributes: names that exist with the same type are left alone."""
     request = operator.AddSearchAttributesRequest.FromString(message)
@@ -172,6 +190,7 @@ DECIDERS: Final[dict[str, Callable[[StepContext, dict[str, int], bytes], Reply]]
     "REGISTER_NAMESPACE": decide_register,
     "UPDATE_NAMESPACE": decide_update,
     "DEPRECATE_NAMESPACE": decide_deprecate,
+    "DELETE_NAMESPACE": decide_delete,
     "ADD_SEARCH_ATTRIBUTES": decide_add_search_attributes,
     "REMOVE_SEARCH_ATTRIBUTES": decide_remove_search_attributes,
 }

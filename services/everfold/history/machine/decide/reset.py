@@ -148,7 +148,7 @@ def _fail_task(turn: Turn, request: ws.ResetWorkflowExecutionRequest, base: Run)
     a.scheduled_event_id = task.scheduled_event_id
     a.started_event_id = started
     a.cause = _RESET
-    failure = failure_pb2.Failure(message=request.reason, source="Server")
+    failure = failure_pb2.Failure(message=request.reason)
     failure.reset_workflow_failure_info.SetInParent()
     a.failure.CopyFrom(failure)
     a.identity = "history-service"

@@ -248,9 +248,9 @@ def create_run(
     )
     if run_ns:
         task_ns = min(task_ns, run_ns)
-    if execution_ns:
+    if execution_ns or request.HasField("workflow_execution_timeout"):
         set_duration(a.workflow_execution_timeout, execution_ns)
-    if run_ns:
+    if run_ns or request.HasField("workflow_run_timeout"):
         set_duration(a.workflow_run_timeout, run_ns)
     set_duration(a.workflow_task_timeout, task_ns)
     set_duration(a.first_workflow_task_backoff, delay_ns)

@@ -1,4 +1,4 @@
-"""Scenarios of what the engine refuses by name so far; each is tried against the real server."""
+"""Scenarios of more than one run: children, chains, updates, resets, signals to others; and of delayed starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from differential.scenarios import scenario
 from differential.script import CLIENT, NAMESPACE, Script, command, failure, payloads, seconds
 
 
-@scenario("6", "a child workflow completes", later="children")
+@scenario("6", "a child workflow completes")
 def child(s: Script) -> None:
     s.start()
     s.complete(s.poll(), _start_child(s))
@@ -27,7 +27,7 @@ def child(s: Script) -> None:
     s.complete(s.poll("with the child's result"), s.done())
 
 
-@scenario("6b", "a child is terminated with its parent", later="children")
+@scenario("6b", "a child is terminated with its parent")
 def child_terminated_with_parent(s: Script) -> None:
     s.start()
     s.complete(s.poll(), _start_child(s))
@@ -37,9 +37,10 @@ def child_terminated_with_parent(s: Script) -> None:
     s.wait("WORKFLOW_EXECUTION_TERMINATED", "child")
 
 
-@scenario("7", "a workflow continues as new", later="continue-as-new")
+@scenario("7", "a workflow continues as new")
 def continue_as_new(s: Script) -> None:
     s.start()
+    s.complete(s.poll(), s.timer(after=1.2))  # a run of less than a second would have a successor that waits
     s.complete(
         s.poll(),
         command(
@@ -55,7 +56,7 @@ def continue_as_new(s: Script) -> None:
     s.complete(s.poll("of the next run"), s.done())
 
 
-@scenario("12", "an update is accepted and completed by one workflow task", later="updates")
+@scenario("12", "an update is accepted and completed by one workflow task")
 def update(s: Script) -> None:
     s.start()
     s.complete(s.poll(), s.timer(after=60))
@@ -66,7 +67,7 @@ def update(s: Script) -> None:
     s.terminate()
 
 
-@scenario("12b", "an update is rejected without a trace", later="updates")
+@scenario("12b", "an update is rejected without a trace")
 def update_rejected(s: Script) -> None:
     s.start()
     s.complete(s.poll(), s.timer(after=60))
@@ -83,7 +84,7 @@ def update_rejected(s: Script) -> None:
     s.terminate()
 
 
-@scenario("13", "an update arrives while a workflow task runs", later="updates")
+@scenario("13", "an update arrives while a workflow task runs")
 def update_during_task(s: Script) -> None:
     s.start()
     task = s.poll()
@@ -99,7 +100,7 @@ def update_during_task(s: Script) -> None:
     s.terminate()
 
 
-@scenario("14", "update with start", later="updates")
+@scenario("14", "update with start")
 def update_with_start(s: Script) -> None:
     operation = ws.ExecuteMultiOperationRequest.Operation
     conflict = workflow_pb2.WorkflowIdConflictPolicy.Value("WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING")
@@ -119,7 +120,7 @@ def update_with_start(s: Script) -> None:
     s.terminate()
 
 
-@scenario("19", "a failed workflow is retried", later="workflow retry")
+@scenario("19", "a failed workflow is retried")
 def workflow_retry(s: Script) -> None:
     s.start(retry_policy={"initial_interval": seconds(1), "maximum_attempts": 2})
     s.complete(s.poll(), command("FAIL_WORKFLOW_EXECUTION", failure=failure("first")))
@@ -127,7 +128,7 @@ def workflow_retry(s: Script) -> None:
     s.complete(s.poll("of the second attempt"), command("FAIL_WORKFLOW_EXECUTION", failure=failure("second")))
 
 
-@scenario("19b", "a cron workflow runs again", later="cron")
+@scenario("19b", "a cron workflow runs again")
 def cron(s: Script) -> None:
     s.start(cron_schedule="@every 1s")
     s.complete(s.poll("first run"), s.done("of the first run"))
@@ -136,7 +137,7 @@ def cron(s: Script) -> None:
     s.terminate()
 
 
-@scenario("21", "a workflow is reset to its first task, and a signal is applied again", later="reset")
+@scenario("21", "a workflow is reset to its first task, and a signal is applied again")
 def reset(s: Script) -> None:
     run_id = s.start()
     s.complete(s.poll(), s.timer(after=60))
@@ -155,7 +156,7 @@ def reset(s: Script) -> None:
     s.complete(s.poll("after the reset"), s.done())
 
 
-@scenario("23", "the first workflow task comes with the start", later="eager start")
+@scenario("23", "the first workflow task comes with the start")
 def eager_start(s: Script) -> None:
     response = s.client.call("StartWorkflowExecution", **s.start_fields(request_eager_execution=True))
     s.track("wf", response.run_id)
@@ -163,7 +164,7 @@ def eager_start(s: Script) -> None:
     s.complete(response.eager_workflow_task, s.done())
 
 
-@scenario("25", "a workflow signals and cancels another one", later="external signals")
+@scenario("25", "a workflow signals and cancels another one")
 def external_signal(s: Script) -> None:
     s.start("target")
     s.complete(s.poll(), s.timer(after=60))
@@ -192,7 +193,7 @@ def external_signal(s: Script) -> None:
     s.complete(tasks[s.id()], s.done())
 
 
-@scenario("25b", "a workflow signals one that does not exist", later="external signals")
+@scenario("25b", "a workflow signals one that does not exist")
 def external_signal_to_nobody(s: Script) -> None:
     s.start()
     s.complete(
@@ -202,7 +203,7 @@ def external_signal_to_nobody(s: Script) -> None:
     s.complete(s.poll("refused"), s.done())
 
 
-@scenario("26", "a workflow starts with a delay; a signal does not wake it", later="start delay")
+@scenario("26", "a workflow starts with a delay; a signal does not wake it")
 def delayed_start(s: Script) -> None:
     s.start(workflow_start_delay=seconds(2))
     s.signal("early")
