@@ -114,7 +114,7 @@ class HistoryConfig:
     write_buffer_bytes: int = 32 * 1024 * 1024
     flush_interval_s: float = 60.0
     producer_bytes_max: int = QUEUE_BYTES_MAX
-    outputs_linger_ms: float = 5.0
+    outputs_linger_ms: float = 20.0
     session_ms: int = SESSION_MS
     limits: ShellLimits = field(default_factory=ShellLimits)
 

@@ -42,7 +42,7 @@ class KafkaSettings:
         6.0, "How long a silent process keeps its shards and task partitions.", unit="s", minimum=1, maximum=60
     )
     linger_ms: float = setting(
-        5.0,
+        20.0,
         "How long outputs wait for company; where matching is another process, at most 1. Proposals never wait so.",
         unit="ms",
         minimum=0,

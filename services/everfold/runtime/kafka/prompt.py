@@ -1,9 +1,9 @@
-"""A producer for records that somebody waits for: at once while few are under way, gathered briefly else.
+"""A producer for records that somebody waits for: at once while few are under way, gathered when there are more.
 
 Sending each record at once has the lowest latency when little is going on (0.8 ms to the consumer and back to the loop,
 against 2.2 ms), and the worst when much is: at 16 in flight a request per record costs four times the processor time of
-gathered ones, and so is slower too. No one setting of librdkafka does both, so this holds two producers and chooses by
-how many records are under way. Measured in docs/decisions/0001-embedded-broker.md.
+gathered ones, and so is slower too. No one setting of librdkafka does both, so this holds a producer per degree of
+haste and chooses by how many records are under way. Measured in docs/decisions/0001-embedded-broker.md.
 
 The price is order: two records of one partition may arrive in another order than they were sent. That suits proposals
 to a shard log, where the log's order is the only one that counts, and not chains of outputs.
@@ -11,6 +11,7 @@ to a shard log, where the log's order is the only one that counts, and not chain
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,10 +20,13 @@ from confluent_kafka import Message
 from everfold.runtime.kafka.producer import QUEUE_BYTES_MAX, QUEUE_RECORDS_MAX, Delivery, Headers, Producer
 from everfold.runtime.kafka.settings import KafkaSettings
 
-PROMPT_MAX: Final = 2
-"""Records under way up to which the next one is sent at once."""
+DEGREES: Final = ((2, 0.0), (12, 0.5), (1 << 30, 4.0))
+"""(records under way, linger in ms): the first degree whose number is not reached sends the next record.
 
-GATHER_MS: Final = 0.5
+Two: a client that does one thing after the other is never held back. Twelve: that many clients see half a millisecond
+more per hop. Beyond, a hop takes longer than four milliseconds anyhow, and requests are what the broker's time goes
+into: at 64 workflows in flight they fall to a quarter.
+"""
 
 
 class PromptProducer:
@@ -38,17 +42,22 @@ class PromptProducer:
         on_replaced: Callable[[], None] | None = None,
         **config: Any,
     ) -> None:
-        """As `Producer`; the bounds hold for each half."""
+        """As `Producer`; the bounds hold for each degree."""
         bounds = {"queue_records_max": queue_records_max, "queue_bytes_max": queue_bytes_max, **config}
-        self._prompt = Producer(settings, name=name, on_replaced=on_replaced, **bounds)
-        self._gathering = Producer(
-            settings, name=f"{name}-gathering", on_replaced=on_replaced, **{"linger_ms": GATHER_MS, **bounds}
-        )
+        self._degrees = [
+            (
+                under_way_max,
+                Producer(
+                    settings, name=f"{name}-{linger_ms}", on_replaced=on_replaced, **{"linger_ms": linger_ms, **bounds}
+                ),
+            )
+            for under_way_max, linger_ms in DEGREES
+        ]
 
     @property
     def outstanding(self) -> int:
         """Records not yet reported on, and reports (and librdkafka's own notices) not yet polled."""
-        return self._prompt.outstanding + self._gathering.outstanding
+        return sum(producer.outstanding for _, producer in self._degrees)
 
     def produce(
         self,
@@ -60,19 +69,20 @@ class PromptProducer:
         on_delivery: Delivery | None = None,
     ) -> None:
         """See `Producer.produce`, but for the order."""
-        producer = self._prompt if self.outstanding < PROMPT_MAX else self._gathering
+        under_way = self.outstanding
+        producer = next(producer for under_way_max, producer in self._degrees if under_way < under_way_max)
         producer.produce(topic, partition, key, value, headers, on_delivery)
 
     async def deliver(
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None = None
     ) -> Message:
         """See `Producer.deliver`."""
-        return await self._prompt.deliver(topic, partition, key, value, headers)
+        return await self._degrees[0][1].deliver(topic, partition, key, value, headers)
 
     def poll(self) -> int:
         """Collects the delivery reports that are there, without waiting; returns how many."""
-        return self._prompt.poll() + self._gathering.poll()
+        return sum(producer.poll() for _, producer in self._degrees)
 
     async def close(self, timeout: float = 2.0) -> int:
-        """Waits for outstanding deliveries, at most `timeout` seconds each half; returns how many stay unreported."""
-        return await self._prompt.close(timeout) + await self._gathering.close(timeout)
+        """Waits for outstanding deliveries, at most `timeout` seconds; returns how many stay unreported."""
+        return sum(await asyncio.gather(*(producer.close(timeout) for _, producer in self._degrees)))
