@@ -1,0 +1,226 @@
+"""Workflow programs as data: what a scripted worker does with a history.
+
+A program is a list of steps, carried as JSON in the workflow's input. `decide` is a pure function of the history, so a
+worker that was given a task twice, or after another one, decides the same:
+
+    ["act", {...}]     run an activity to its end; the options say how it behaves
+    ["timer", s]       sleep
+    ["both", s, {...}] an activity and a timer; the timer is cancelled when the activity ends first
+    ["sig", n]         wait until n signals have come in all, or 15 s
+    ["drop", {...}]    start an activity and a timer of a second, then cancel the activity and wait for its end
+    ["mark"]           a marker
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from random import Random
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.command.v1 import message_pb2 as command_pb2
+from temporalio.api.common.v1 import message_pb2 as common_pb2
+from temporalio.api.enums.v1 import event_type_pb2 as types
+from temporalio.api.history.v1 import message_pb2 as history_pb2
+
+from everfold.kernel.time import SECOND_NS
+
+Step = list[Any]
+
+_ACTIVITY_ENDS = {
+    types.EVENT_TYPE_ACTIVITY_TASK_COMPLETED: "activity_task_completed_event_attributes",
+    types.EVENT_TYPE_ACTIVITY_TASK_FAILED: "activity_task_failed_event_attributes",
+    types.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: "activity_task_timed_out_event_attributes",
+    types.EVENT_TYPE_ACTIVITY_TASK_CANCELED: "activity_task_canceled_event_attributes",
+}
+
+
+def write_program(random: Random) -> list[Step]:
+    """A program of two to five steps."""
+    return [_write_step(random) for _ in range(random.randint(2, 5))]
+
+
+def _write_step(random: Random) -> Step:
+    kind = random.choice(("act", "act", "act", "timer", "both", "sig", "drop", "mark"))
+    if kind == "timer":
+        return [kind, random.choice((0.2, 1, 3, 8))]
+    if kind == "both":
+        return [kind, random.choice((1, 4)), _write_activity(random)]
+    if kind == "sig":
+        return [kind, random.randint(1, 2)]
+    if kind == "mark":
+        return [kind]
+    return [kind, _write_activity(random)]
+
+
+def _write_activity(random: Random) -> dict[str, Any]:
+    return {
+        "fail": random.choice((0, 0, 0, 1, 2)),  # attempts that fail
+        "hang": random.choice((0, 0, 0, 0, 1)),  # attempts that never answer
+        "beats": random.choice((0, 0, 0, 2)),
+        "by_id": random.random() < 0.15,
+        "most": random.choice((0, 0, 2)),  # maximum attempts
+        "eager": random.random() < 0.3,
+    }
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as protobuf."""
+    out = Duration()
+    out.FromNanoseconds(int(seconds * SECOND_NS))
+    return out
+
+
+def payloads(value: Any) -> common_pb2.Payloads:
+    """JSON as the payload that every SDK decodes."""
+    payload = common_pb2.Payload(metadata={"encoding": b"json/plain"}, data=json.dumps(value).encode())
+    return common_pb2.Payloads(payloads=[payload])
+
+
+def value_of(found: common_pb2.Payloads) -> Any:
+    """The JSON in a payload."""
+    return json.loads(found.payloads[0].data)
+
+
+class _Seen:
+    """What a history says."""
+
+    def __init__(self, events: Iterable[history_pb2.HistoryEvent]) -> None:
+        self.steps: list[Step] = []
+        self.scheduled: dict[str, int] = {}
+        self.ended: set[int] = set()
+        self.cancel_asked: set[int] = set()
+        self.timers: dict[str, int] = {}
+        self.timers_over: set[str] = set()
+        self.markers: set[str] = set()
+        self.signals = 0
+        self.cancelled = False
+        for event in events:
+            self._read(event)
+
+    def _read(self, event: history_pb2.HistoryEvent) -> None:
+        kind = event.event_type
+        if kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED:
+            self.steps = value_of(event.workflow_execution_started_event_attributes.input)
+        elif kind == types.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+            self.scheduled[event.activity_task_scheduled_event_attributes.activity_id] = event.event_id
+        elif kind in _ACTIVITY_ENDS:
+            self.ended.add(getattr(event, _ACTIVITY_ENDS[kind]).scheduled_event_id)
+        elif kind == types.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED:
+            self.cancel_asked.add(event.activity_task_cancel_requested_event_attributes.scheduled_event_id)
+        elif kind == types.EVENT_TYPE_TIMER_STARTED:
+            self.timers[event.timer_started_event_attributes.timer_id] = event.event_id
+        elif kind == types.EVENT_TYPE_TIMER_FIRED:
+            self.timers_over.add(event.timer_fired_event_attributes.timer_id)
+        elif kind == types.EVENT_TYPE_TIMER_CANCELED:
+            self.timers_over.add(event.timer_canceled_event_attributes.timer_id)
+        elif kind == types.EVENT_TYPE_MARKER_RECORDED:
+            self.markers.add(event.marker_recorded_event_attributes.marker_name)
+        elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
+            self.signals += 1
+        elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
+            self.cancelled = True
+
+
+def decide(events: Iterable[history_pb2.HistoryEvent]) -> list[command_pb2.Command]:
+    """The commands that the history calls for."""
+    seen = _Seen(events)
+    if seen.cancelled:
+        command = command_pb2.Command(command_type=7)
+        command.cancel_workflow_execution_command_attributes.SetInParent()
+        return [command]
+    commands: list[command_pb2.Command] = []
+    for at, step in enumerate(seen.steps):
+        if not _STEPS[step[0]](seen, at, step, commands):
+            return commands
+    command = command_pb2.Command(command_type=4)
+    command.complete_workflow_execution_command_attributes.result.CopyFrom(payloads(len(seen.steps)))
+    return [*commands, command]
+
+
+def _act(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    name = f"a{at}"
+    if name not in seen.scheduled:
+        commands.append(_schedule(name, step[-1]))
+        return False
+    return seen.scheduled[name] in seen.ended
+
+
+def _timer(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    return _sleep(seen, f"t{at}", step[1], commands)
+
+
+def _sleep(seen: _Seen, name: str, seconds: float, commands: list[command_pb2.Command]) -> bool:
+    if name not in seen.timers:
+        command = command_pb2.Command(command_type=3)
+        command.start_timer_command_attributes.timer_id = name
+        command.start_timer_command_attributes.start_to_fire_timeout.CopyFrom(duration(seconds))
+        commands.append(command)
+        return False
+    return name in seen.timers_over
+
+
+def _cancel_timer(seen: _Seen, name: str, commands: list[command_pb2.Command]) -> None:
+    if name in seen.timers and name not in seen.timers_over:
+        command = command_pb2.Command(command_type=6)
+        command.cancel_timer_command_attributes.timer_id = name
+        commands.append(command)
+
+
+def _both(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    slept = _sleep(seen, f"t{at}", step[1], commands)
+    ended = _act(seen, at, step, commands)
+    if ended and not slept:
+        _cancel_timer(seen, f"t{at}", commands)
+    return ended
+
+
+def _sig(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    if seen.signals >= step[1]:
+        _cancel_timer(seen, f"s{at}", commands)
+        return True
+    return _sleep(seen, f"s{at}", 15, commands)
+
+
+def _drop(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    ended = _act(seen, at, step, commands)
+    slept = _sleep(seen, f"t{at}", 1, commands)
+    if ended:
+        _cancel_timer(seen, f"t{at}", commands)
+        return True
+    scheduled = seen.scheduled.get(f"a{at}")
+    if slept and scheduled is not None and scheduled not in seen.cancel_asked:
+        command = command_pb2.Command(command_type=2)
+        command.request_cancel_activity_task_command_attributes.scheduled_event_id = scheduled
+        commands.append(command)
+    return False
+
+
+def _mark(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    if f"m{at}" not in seen.markers:
+        command = command_pb2.Command(command_type=9)
+        command.record_marker_command_attributes.marker_name = f"m{at}"
+        commands.append(command)
+    return True
+
+
+_STEPS = {"act": _act, "timer": _timer, "both": _both, "sig": _sig, "drop": _drop, "mark": _mark}
+
+
+def _schedule(name: str, options: dict[str, Any]) -> command_pb2.Command:
+    command = command_pb2.Command(command_type=1)
+    a = command.schedule_activity_task_command_attributes
+    a.activity_id = name
+    a.activity_type.name = "work"
+    a.task_queue.name = "queue"
+    a.input.CopyFrom(payloads(options))
+    a.start_to_close_timeout.CopyFrom(duration(4))
+    a.schedule_to_close_timeout.CopyFrom(duration(60))
+    if options["beats"]:
+        a.heartbeat_timeout.CopyFrom(duration(2))
+    a.retry_policy.initial_interval.CopyFrom(duration(0.5))
+    a.retry_policy.backoff_coefficient = 2.0
+    a.retry_policy.maximum_attempts = options["most"]
+    a.request_eager_execution = options["eager"]
+    return command
