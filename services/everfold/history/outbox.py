@@ -52,6 +52,8 @@ class Outbox:
         #: whether the store holds outputs after the cursor
         self._behind = False
         self._open = False
+        #: whether what is read from the store was there when the shard was taken: a former owner may have sent it
+        self._taken_over = False
         self.position: Origin | None = None
 
     def open(self, position: Origin | None) -> None:
@@ -59,7 +61,7 @@ class Outbox:
         self._open = True
         self._cursor = position
         self.position = position
-        self._behind = True
+        self._behind = self._taken_over = True
         self.fill()
 
     def close(self) -> None:
@@ -86,7 +88,7 @@ class Outbox:
             for row in rows:
                 self._push(row)
             if len(rows) < wanted:
-                self._behind = False
+                self._behind = self._taken_over = False
 
     @property
     def depth(self) -> int:
@@ -105,7 +107,7 @@ class Outbox:
 
     @property
     def resent(self) -> int:
-        """Outputs sent again so far."""
+        """Outputs sent again so far, after failures."""
         return self._chains.resent
 
     def _full(self) -> bool:
@@ -118,7 +120,7 @@ class Outbox:
         self._window.append(entry)
         self._window_bytes += entry.size
         self._cursor = row.origin
-        self._metrics.count("outputs_sent", topic=row.topic)
+        self._metrics.count("outputs_resent" if self._taken_over else "outputs_sent", topic=row.topic)
         self._chains.send(entry)
 
     def _acknowledged(self) -> None:
