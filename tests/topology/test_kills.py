@@ -243,7 +243,7 @@ def test_a_closed_workflow_is_listed_as_closed_within_a_second(source: Source, w
     metrics = worker.get("/metrics")
     assert 'everfold_projected_records_total{processor="index"} 48.0' in metrics
     assert 'everfold_projection_lag_records{partition="0",processor="index"} 0.0' in metrics
-    assert worker.resident_mb() < 120
+    assert worker.resident_mb() < 150
     assert worker.get("/else") == "/metrics and /lag\n"
 
 
