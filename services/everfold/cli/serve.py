@@ -46,7 +46,7 @@ async def _main(program: Program) -> BaseException | None:
     catch_signals(supervisor)
     # Long-lived state (schemas, protobuf modules) is not worth walking at every collection.
     gc.freeze()
-    # Requests and records are freed by reference count; the default of 700 objects only walks the run cache for nothing.
+    # Requests and records are freed by reference count; the default of 700 objects walks the run cache for nothing.
     gc.set_threshold(50_000, 20, 50)
     starting = asyncio.ensure_future(program.start(supervisor))
     ended = asyncio.ensure_future(supervisor.wait_ended())
