@@ -13,9 +13,20 @@ from support.broker import kafka, kafka_bootstrap, topic_prefix
 __all__ = ["kafka", "kafka_bootstrap", "topic_prefix"]
 
 ALONE = frozenset(
-    ("broker", "cli", "compose", "conformance", "crash", "differential", "integration", "packaging", "topology")
+    (
+        "broker",
+        "cli",
+        "compose",
+        "conformance",
+        "crash",
+        "differential",
+        "integration",
+        "packaging",
+        "simulation",
+        "topology",
+    )
 )
-"""Suites that start servers, or measure seconds: `make test` runs them one test at a time, after the others."""
+"""Suites that start servers, measure seconds, or use every core: `make test` runs them one test at a time, last."""
 
 HERE = Path(__file__).parent
 
