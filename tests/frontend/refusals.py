@@ -148,6 +148,8 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
         BAD,
         "CronSchedule and WorkflowStartDelay may not be used together.",
     ),
+    ("StartWorkflowExecution", {**START, "cron_schedule": "61 * * * *"}, BAD, "invalid CronSchedule."),
+    ("StartWorkflowExecution", {**START, "cron_schedule": "CRON_TZ=No/Where 1 * * * *"}, BAD, "invalid CronSchedule."),
     ("SignalWithStartWorkflowExecution", {**SIGNAL_START, "signal_name": ""}, BAD, "signal not set"),
     (
         "SignalWithStartWorkflowExecution",

@@ -9,6 +9,7 @@ import pytest
 from temporalio import activity
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from temporalio.client import Client
+from temporalio.common import AutoUpgradeVersioningOverride
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
@@ -86,10 +87,11 @@ def test_details_become_the_sdks_own_exceptions(gateway: str) -> None:
         with pytest.raises(RPCError) as unknown:
             await other.start_workflow("Greet", id="w", task_queue="q")
         assert unknown.value.status == RPCStatusCode.NOT_FOUND
+        override = AutoUpgradeVersioningOverride()
         with pytest.raises(RPCError) as unbuilt:
-            await client.start_workflow("Greet", id="w", task_queue="q", cron_schedule="* * * * *")
+            await client.start_workflow("Greet", id="w", task_queue="q", versioning_override=override)
         assert unbuilt.value.status == RPCStatusCode.UNIMPLEMENTED
-        assert "cron_schedule" in unbuilt.value.message
+        assert "versioning_override" in unbuilt.value.message
 
     serve(gateway, scenario)
 

@@ -71,17 +71,13 @@ def test_a_real_temporal_server_refuses_the_same_in_the_same_words(tmp_path: Pat
 
 ASKING: dict[type[Message], dict[str, dict[str, Any]]] = {
     ws.StartWorkflowExecutionRequest: {
-        "cron_schedule": {"cron_schedule": "* * * * *"},
         "completion_callbacks": {"completion_callbacks": [{"nexus": {"url": "http://localhost"}}]},
         "versioning_override": {"versioning_override": {"auto_upgrade": True}},
         "time_skipping_config": {"time_skipping_config": {"enabled": True}},
         "on_conflict_options": {"on_conflict_options": {"attach_request_id": True}},
-        "continued_failure": {"continued_failure": {"message": "no"}},
-        "last_completion_result": {"last_completion_result": {"payloads": [{"data": b"1"}]}},
         "propagated_nexus_serialization_context": {"propagated_nexus_serialization_context": {}},
     },
     ws.SignalWithStartWorkflowExecutionRequest: {
-        "cron_schedule": {"cron_schedule": "* * * * *"},
         "versioning_override": {"versioning_override": {"auto_upgrade": True}},
         "time_skipping_config": {"time_skipping_config": {"enabled": True}},
     },
@@ -125,9 +121,7 @@ def test_a_field_whose_meaning_is_not_built_is_refused_by_name(message_type: typ
 
 def test_a_field_that_is_set_to_what_nothing_means_is_accepted() -> None:
     async def scenario(frontend: Frontend) -> None:
-        message = ws.StartWorkflowExecutionRequest(
-            **START, completion_callbacks=[], cron_schedule="", on_conflict_options={}
-        )
+        message = ws.StartWorkflowExecutionRequest(**START, completion_callbacks=[], on_conflict_options={})
         await frontend.call("StartWorkflowExecution", message, ws.StartWorkflowExecutionResponse)
         assert frontend.router.only().method == "execute"
 

@@ -82,10 +82,8 @@ def test_a_command_may_ask_for_retries_and_a_delay_as_the_rpc_may(world: World) 
     [
         ({"start_delay_ns": -1}, "start_delay_ns is negative: -1"),
         ({"retry_policy": {"backoff_coefficient": 0.5}}, "BackoffCoefficient cannot be less than 1 on retry policy."),
-        (
-            {"cron_schedule": "@hourly"},
-            "StartWorkflowExecutionRequest.cron_schedule is not supported by this server",
-        ),
+        ({"cron_schedule": "61 * * * *"}, "invalid CronSchedule."),
+        ({"cron_schedule": "CRON_TZ=Nowhere/City 1 * * * *"}, "invalid CronSchedule."),
     ],
 )
 def test_a_command_that_the_rpc_would_refuse_is_rejected(world: World, fields: dict[str, Any], reason: str) -> None:

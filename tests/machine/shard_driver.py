@@ -100,6 +100,7 @@ class ShardDriver:
         workflow_id: str = "",
         run_id: str = "",
         origin: dict[str, Any] | None = None,
+        facts: dict[str, str] | None = None,
     ) -> Step:
         """Appends a record to the log and folds it."""
         value = codec.encode_shard_record(
@@ -112,6 +113,7 @@ class ShardDriver:
                 "predecessor": None,
                 "proposer": {"instance": 1, "sequence": len(self.log), "clock_ns": self.now_ns},
                 "trace": {},
+                "facts": facts or {},
                 "body": (codec.body_of(kind), body),
             }
         )

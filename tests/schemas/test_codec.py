@@ -19,6 +19,7 @@ FIRE_TIMER: dict[str, Any] = {
     "predecessor": None,
     "proposer": {"instance": 1, "sequence": 2, "clock_ns": 1_795_367_837_438_500_228},
     "trace": {},
+    "facts": {},
     "body": {"due_at_ns": 5},
 }
 

@@ -23,7 +23,9 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.frontend.cluster import CLUSTER_NAME
 from everfold.frontend.core import invalid
+from everfold.kernel.cron import BadCron, next_time, parse_cron
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime.zones import is_zone
 
 # Fields not built
 # ------------------------------------------------------------------------------------------------------
@@ -44,17 +46,13 @@ _ARCHIVAL_ENABLED: Final = 2
 UNBUILT: Final[Mapping[type[Message], Mapping[str, Callable[[Any], bool] | None]]] = {
     #: request -> field -> when it asks for what is not built; None: whenever it is set
     ws.StartWorkflowExecutionRequest: {
-        "cron_schedule": None,
         "completion_callbacks": None,
         "versioning_override": None,
         "time_skipping_config": None,
         "on_conflict_options": _attaches,
-        "continued_failure": None,
-        "last_completion_result": None,
         "propagated_nexus_serialization_context": None,
     },
     ws.SignalWithStartWorkflowExecutionRequest: {
-        "cron_schedule": None,
         "versioning_override": None,
         "time_skipping_config": None,
     },
@@ -212,6 +210,18 @@ def start_delay(message: Any) -> None:
         raise invalid("CronSchedule and WorkflowStartDelay may not be used together.")
     if error := _duration_error(message.workflow_start_delay):
         raise invalid(f"An invalid WorkflowStartDelaySeconds is set on request. cause: {error}")
+
+
+def cron_schedule(message: Any, now_ns: int) -> None:
+    """A cron schedule: well-formed, in a zone that exists, and one that comes at all."""
+    if not message.cron_schedule:
+        return
+    try:
+        cron = parse_cron(message.cron_schedule)
+    except BadCron:
+        raise invalid("invalid CronSchedule.") from None
+    if not is_zone(cron.zone) or next_time(cron, now_ns) is None:
+        raise invalid("invalid CronSchedule.")
 
 
 def retry_policy(message: Any) -> None:

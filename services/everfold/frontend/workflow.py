@@ -6,6 +6,7 @@ to the workflow is decided there, by the fold.
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from temporalio.api.enums.v1 import workflow_pb2 as workflow_enums
@@ -36,6 +37,7 @@ def prepare_start(core: Core, message: ws.StartWorkflowExecutionRequest, namespa
     validate.workflow_id(message.workflow_id, limits.id_bytes_max)
     validate.retry_policy(message)
     validate.start_delay(message)
+    validate.cron_schedule(message, time.time_ns())
     if not message.workflow_type.name:
         raise invalid("WorkflowType is not set on request.")
     if validate.too_long(message.workflow_type.name, limits.id_bytes_max):
@@ -95,6 +97,7 @@ class WorkflowHandlers:
         validate.workflow_timeouts(message)
         validate.retry_policy(message)
         validate.start_delay(message)
+        validate.cron_schedule(message, time.time_ns())
         validate.check_id_policies(message)
         if message.workflow_id_conflict_policy == workflow_enums.WORKFLOW_ID_CONFLICT_POLICY_FAIL:
             raise invalid(

@@ -114,10 +114,6 @@ def translate_command(value: bytes, place: Place) -> Accepted:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         # protobuf refuses what Avro allows, e.g. numbers beyond 32 bits: the record's fault, not the shard's
         raise BadCommand(f"the command cannot be expressed as a request: {error!r}") from None
-    if getattr(command.request, "cron_schedule", ""):
-        # As the RPC: what is not built is refused by name, never accepted and ignored.
-        name = command.request.DESCRIPTOR.name
-        raise BadCommand(f"{name}.cron_schedule is not supported by this server", Code.UNIMPLEMENTED)
     message = command.request.SerializeToString(deterministic=True)
     return Accepted(command.kind, command.namespace, command.workflow_id, command.run_id, message, command.trace)
 

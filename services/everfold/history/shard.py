@@ -44,6 +44,7 @@ from everfold.history.waiters import Waiters
 from everfold.kernel.errors import LogTruncated, ShardLost, StatusError
 from everfold.kernel.ids import Origin, record_key
 from everfold.kernel.time import SECOND_NS
+from everfold.runtime.zones import zone_facts
 from everfold.schemas.codec import encode_shard_record
 from everfold.schemas.topics import SHARD_LOG
 
@@ -418,6 +419,7 @@ class Shard:
                     "clock_ns": self._ports.now_ns(),
                 },
                 "trace": trace or {},
+                "facts": zone_facts(body.get("message"), self._ports.now_ns()),
                 "body": body,
             }
         )

@@ -14,6 +14,7 @@ from everfold.history.machine import keys
 from everfold.history.machine.rows import Rows
 from everfold.history.machine.state import Run, decode_run
 from everfold.history.machine.step import Guards, OutboxRow, Step
+from everfold.kernel.cron import UTC, ZONE_FACT, Zone
 from everfold.kernel.ids import Origin, derived_uuid, slot_of, task_partition
 from everfold.kernel.limits import Limits
 from everfold.schemas import codec
@@ -131,6 +132,28 @@ class StepContext:
     def forget_namespace(self, namespace_id: str) -> None:
         """The namespace's row has changed."""
         self._namespaces.pop(namespace_id, None)
+
+    # ---- time zones -------------------------------------------------------------------------------------------------
+
+    def zone(self, name: str) -> Zone | None:
+        """A time zone as the facts of records have told it to this shard; "" is UTC."""
+        if not name:
+            return UTC
+        row = self.rows.get(keys.zone(name))
+        return None if row is None else Zone.decode(row.decode())
+
+    def zone_facts(self, name: str) -> dict[str, str]:
+        """The facts by which a message tells another shard of a zone."""
+        row = self.rows.get(keys.zone(name)) if name else None
+        return {} if row is None else {ZONE_FACT + name: row.decode()}
+
+    def learn(self, facts: dict[str, str]) -> None:
+        """Takes what the proposer of the record has looked up."""
+        for name, value in facts.items():
+            if name.startswith(ZONE_FACT):
+                key, row = keys.zone(name.removeprefix(ZONE_FACT)), value.encode()
+                if self.rows.get(key) != row:
+                    self.rows.put(key, row)
 
     # ---- runs -------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
     meta               ffff m                                              -> ShardMeta
     namespace          ffff n <namespace id>                               -> Namespace, as its Avro bytes
     outbox             ffff o <epoch 4> <offset 8> <index 4>               -> OutboxRow
+    zone               ffff z <name>                                       -> Zone, as text
     timer              ffff t <due 8> <slot 2> <run>                       -> empty
     current run        <slot 2> c <namespace id> 00 <workflow id>          -> run id
     mutable state      <slot 2> r <namespace id> 00 <workflow id> 00 <run id>  -> Run
@@ -28,6 +29,7 @@ NAMESPACES: Final = _SHARD + b"n"
 OUTBOX: Final = _SHARD + b"o"
 TIMERS: Final = _SHARD + b"t"
 TIMERS_END: Final = _SHARD + b"u"
+ZONES: Final = _SHARD + b"z"
 
 _slot = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q")
@@ -37,6 +39,11 @@ _outbox = struct.Struct(">IQI")
 def namespace(namespace_id: str) -> bytes:
     """Row of a namespace as the shard knows it."""
     return NAMESPACES + namespace_id.encode()
+
+
+def zone(name: str) -> bytes:
+    """Row of a time zone as the shard knows it."""
+    return ZONES + name.encode()
 
 
 def outbox(epoch: int, offset: int, index: int) -> bytes:

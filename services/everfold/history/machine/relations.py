@@ -25,7 +25,14 @@ Message = dict[str, Any]
 
 
 def send(
-    ctx: StepContext, namespace: str, namespace_id: str, workflow_id: str, run_id: str, kind: str, message: Message
+    ctx: StepContext,
+    namespace: str,
+    namespace_id: str,
+    workflow_id: str,
+    run_id: str,
+    kind: str,
+    message: Message,
+    facts: dict[str, str] | None = None,
 ) -> None:
     """Puts a message for another workflow (or this one) into the outbox, for its shard's log."""
     record = {
@@ -35,6 +42,7 @@ def send(
         "run_id": run_id,
         "proposer": {"instance": 0, "sequence": 0, "clock_ns": ctx.now_ns},
         "trace": {},
+        "facts": facts or {},
         "body": ("CrossRun", {"message_kind": kind, "message": msgpack.packb(message)}),
     }
     shard = shard_of(namespace, workflow_id, ctx.facts.shard_count)

@@ -257,6 +257,8 @@ class ShardFold:
         try:
             parked = self._park(ctx, body, record)
             if not parked:
+                if body["facts"]:
+                    ctx.learn(body["facts"])
                 ctx.step.reply = self._decide(ctx, kind, body)
         except StatusError as error:
             self._drop(ctx)

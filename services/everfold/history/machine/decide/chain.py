@@ -1,6 +1,7 @@
-"""Runs that follow one another: continue-as-new, workflow retry. The successor is made in the same step.
+"""Runs that follow one another: continue-as-new, workflow retry, cron. The successor is made in the same step.
 
-Temporal: service/history/workflow/retry.go, mutable_state_impl.go (AddContinueAsNewEvent, ContinueAsNewMinBackoff).
+Temporal: service/history/workflow/retry.go, mutable_state_impl.go (AddContinueAsNewEvent, ContinueAsNewMinBackoff),
+common/backoff/cron.go.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.activity import is_retryable
+from everfold.history.machine.decide.failures import CommandFailed
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.durations import set_duration, to_ns
 from everfold.history.machine.events import set_time, time_ns
@@ -23,6 +25,7 @@ from everfold.history.machine.history_rows import event_at
 from everfold.history.machine.state import Run, UpdateStage
 from everfold.history.machine.step import RunKey, UpdateNews
 from everfold.history.machine.turn import Turn
+from everfold.kernel.cron import BadCron, backoff_to_next, parse_cron
 from everfold.kernel.retry import backoff_ns, coefficient_ratio
 
 ContinueAsNew = command_pb2.ContinueAsNewWorkflowExecutionCommandAttributes
@@ -38,23 +41,69 @@ _OF_THE_START_ALONE: Final = (
 """What WorkflowExecutionStarted says of the request that made it, and not of the workflow."""
 
 
-class Retry(NamedTuple):
-    """Whether the workflow is run again: its backoff, or why not. `run_id` names the next run."""
+class Successor(NamedTuple):
+    """The run that follows one that has ended of itself: its backoff, or why there is none. `run_id` names it.
+
+    Attributes:
+        state: temporal.api.enums.v1.RetryState, for the closing event.
+        cron: it follows by the cron schedule; otherwise by the retry policy.
+    """
 
     state: int
     backoff_ns: int = 0
     run_id: str = ""
+    cron: bool = False
 
 
-def decide_retry(ctx: StepContext, run: Run, failure: failure_pb2.Failure) -> Retry:
-    """The workflow's own retry policy, when a run has failed or timed out."""
+def decide_successor(ctx: StepContext, run: Run, failure: failure_pb2.Failure | None) -> Successor:
+    """Whether the workflow is run again: by its retry policy if it failed, else when its cron schedule comes.
+
+    Args:
+        ctx: the step.
+        run: the run that closes.
+        failure: of a run that failed or timed out; None when it completed.
+    """
+    found = Successor(workflow_pb2.RETRY_STATE_UNSPECIFIED) if failure is None else _decide_retry(ctx, run, failure)
+    if found.run_id or not run.cron_schedule:
+        return found
+    wait_ns = cron_backoff_ns(ctx, run.cron_schedule, run.execution_at_ns)
+    return found if wait_ns is None else Successor(found.state, wait_ns, ctx.new_id(), cron=True)
+
+
+def cron_backoff_ns(ctx: StepContext, schedule: str, scheduled_ns: int) -> int | None:
+    """The wait of a run that is made now until its schedule comes; None if it never does.
+
+    Args:
+        ctx: the step.
+        schedule: a cron schedule that was accepted before, so that it is well-formed and its zone known.
+        scheduled_ns: when the run before was due; now, if there is none.
+    """
+    try:
+        cron = parse_cron(schedule)
+    except BadCron:
+        return None
+    zone = ctx.zone(cron.zone)
+    return None if zone is None else backoff_to_next(cron, scheduled_ns, ctx.now_ns, zone)
+
+
+def check_cron(ctx: StepContext, schedule: str, cause: str) -> None:
+    """Refuses a command whose cron schedule is malformed, names an unknown zone, or never comes.
+
+    Raises:
+        CommandFailed: with that cause.
+    """
+    if schedule and cron_backoff_ns(ctx, schedule, ctx.now_ns) is None:
+        raise CommandFailed(cause, "invalid CronSchedule.")
+
+
+def _decide_retry(ctx: StepContext, run: Run, failure: failure_pb2.Failure) -> Successor:
     if not run.retry_policy:
-        return Retry(workflow_pb2.RETRY_STATE_RETRY_POLICY_NOT_SET)
+        return Successor(workflow_pb2.RETRY_STATE_RETRY_POLICY_NOT_SET)
     policy = common_pb2.RetryPolicy.FromString(run.retry_policy)
     if not is_retryable(failure, list(policy.non_retryable_error_types)):
-        return Retry(workflow_pb2.RETRY_STATE_NON_RETRYABLE_FAILURE)
+        return Successor(workflow_pb2.RETRY_STATE_NON_RETRYABLE_FAILURE)
     if policy.maximum_attempts and run.attempt >= policy.maximum_attempts:
-        return Retry(workflow_pb2.RETRY_STATE_MAXIMUM_ATTEMPTS_REACHED)
+        return Successor(workflow_pb2.RETRY_STATE_MAXIMUM_ATTEMPTS_REACHED)
     info = failure.application_failure_info
     if failure.HasField("application_failure_info") and info.HasField("next_retry_delay"):
         wait_ns = to_ns(info.next_retry_delay)
@@ -64,22 +113,41 @@ def decide_retry(ctx: StepContext, run: Run, failure: failure_pb2.Failure) -> Re
             to_ns(policy.initial_interval), numerator, denominator, run.attempt, to_ns(policy.maximum_interval)
         )
     if run.execution_expires_at_ns and ctx.now_ns + wait_ns > run.execution_expires_at_ns:
-        return Retry(workflow_pb2.RETRY_STATE_TIMEOUT)
-    return Retry(workflow_pb2.RETRY_STATE_IN_PROGRESS, wait_ns, ctx.new_id())
+        return Successor(workflow_pb2.RETRY_STATE_TIMEOUT)
+    return Successor(workflow_pb2.RETRY_STATE_IN_PROGRESS, wait_ns, ctx.new_id())
 
 
-def start_retry(turn: Turn, retry: Retry, failure: failure_pb2.Failure | None) -> None:
-    """Starts the next attempt with the input of this one. Called after the closing event was recorded."""
-    started = first_event(turn)
+def start_successor(
+    turn: Turn,
+    successor: Successor,
+    failure: failure_pb2.Failure | None = None,
+    result: common_pb2.Payloads | None = None,
+) -> None:
+    """Starts the next run with the input of this one. Called after the closing event was recorded.
+
+    Args:
+        turn: the run that has closed.
+        successor: what was decided.
+        failure: of this run, which the next one is told.
+        result: of this run if it completed; a failed one hands on the last result that it knew.
+    """
     attributes = Started()
-    attributes.CopyFrom(started.workflow_execution_started_event_attributes)
-    attributes.initiator = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_RETRY
-    attributes.attempt = turn.run.attempt + 1
+    attributes.CopyFrom(first_event(turn).workflow_execution_started_event_attributes)
     for name in _OF_THE_START_ALONE:
         attributes.ClearField(name)
     if failure is not None:
         attributes.continued_failure.CopyFrom(failure)
-    _start_successor(turn, attributes, retry.run_id, retry.backoff_ns)
+    if successor.cron:
+        attributes.initiator = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_CRON_SCHEDULE
+        attributes.attempt = 1
+        if failure is None:
+            attributes.ClearField("last_completion_result")
+        if result is not None:
+            attributes.last_completion_result.CopyFrom(result)
+    else:
+        attributes.initiator = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_RETRY
+        attributes.attempt = turn.run.attempt + 1
+    _start_successor(turn, attributes, successor.run_id, successor.backoff_ns)
 
 
 def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
@@ -105,6 +173,7 @@ def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
         attributes.retry_policy.ParseFromString(run.retry_policy)
     attributes.initiator = closing.initiator or workflow_pb2.CONTINUE_AS_NEW_INITIATOR_WORKFLOW
     attributes.attempt = 1
+    attributes.cron_schedule = command.cron_schedule
     if previous.HasField("priority"):
         attributes.priority.CopyFrom(previous.priority)
     _copy_parent(previous, attributes)

@@ -13,12 +13,14 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine import events, keys
 from everfold.history.machine.decide.activity_options import InvalidActivity, check_retry_policy, fill_retry_policy
+from everfold.history.machine.decide.chain import check_cron
 from everfold.history.machine.decide.failures import CommandFailed, Completion, check_blob, check_id
 from everfold.history.machine.decide.search_attributes import check_search_attributes
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
 from everfold.history.machine.events import serialize
 from everfold.history.machine.relations import send, sender
 from everfold.history.machine.turn import Turn
+from everfold.kernel.cron import parse_cron
 from everfold.kernel.errors import StatusError
 
 
@@ -34,8 +36,7 @@ def start_child(
     check_id(limits, "WorkflowType", attributes.workflow_type.name, name, cause)
     if attributes.namespace not in ("", run.namespace):
         raise CommandFailed("FEATURE_DISABLED", "children in another namespace are not built in this version")
-    if attributes.cron_schedule:
-        raise CommandFailed("FEATURE_DISABLED", "cron schedules are not built in this version of Everfold")
+    check_cron(ctx, attributes.cron_schedule, cause)
     check_blob(
         attributes.input.ByteSize(),
         limits["limit.blobSize.error"],
@@ -83,6 +84,7 @@ def start_child(
         attributes.workflow_id_reuse_policy or workflow_pb2.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
     )
     a.control = attributes.control
+    a.cron_schedule = attributes.cron_schedule
     a.workflow_task_completed_event_id = completed_event_id
     turn.record(event)
     if command.HasField("user_metadata"):
@@ -94,7 +96,8 @@ def start_child(
         "initiated": serialize(a),
         "user_metadata": serialize(event.user_metadata) if event.HasField("user_metadata") else b"",
     }
-    send(ctx, run.namespace, run.namespace_id, attributes.workflow_id, "", "StartChild", message)
+    facts = ctx.zone_facts(parse_cron(attributes.cron_schedule).zone) if attributes.cron_schedule else {}
+    send(ctx, run.namespace, run.namespace_id, attributes.workflow_id, "", "StartChild", message, facts)
     return event
 
 

@@ -279,13 +279,18 @@ def _complete_workflow(
         "BAD_COMPLETE_WORKFLOW_EXECUTION_ATTRIBUTES",
         "CompleteWorkflowExecutionCommandAttributes.Result exceeds size limit.",
     )
+    successor = chain.decide_successor(turn.ctx, turn.run, None)
     turn.void_all_tasks()
     event = turn.new(events.COMPLETED)
     a = event.workflow_execution_completed_event_attributes
     if attributes.HasField("result"):
         a.result.CopyFrom(attributes.result)
     a.workflow_task_completed_event_id = completed_event_id
-    return turn.record(event)
+    a.new_execution_run_id = successor.run_id
+    turn.record(event)
+    if successor.run_id:
+        chain.start_successor(turn, successor, result=attributes.result if attributes.HasField("result") else None)
+    return event
 
 
 def _fail_workflow(
@@ -303,17 +308,17 @@ def _fail_workflow(
         "BAD_FAIL_WORKFLOW_EXECUTION_ATTRIBUTES",
         "FailWorkflowExecutionCommandAttributes.Failure exceeds size limit.",
     )
-    retry = chain.decide_retry(turn.ctx, turn.run, attributes.failure)
+    successor = chain.decide_successor(turn.ctx, turn.run, attributes.failure)
     turn.void_all_tasks()
     event = turn.new(events.FAILED)
     a = event.workflow_execution_failed_event_attributes
     a.failure.CopyFrom(attributes.failure)
-    a.retry_state = retry.state  # type: ignore[assignment]
-    a.new_execution_run_id = retry.run_id
+    a.retry_state = successor.state  # type: ignore[assignment]
+    a.new_execution_run_id = successor.run_id
     a.workflow_task_completed_event_id = completed_event_id
     turn.record(event)
-    if retry.run_id:
-        chain.start_retry(turn, retry, attributes.failure)
+    if successor.run_id:
+        chain.start_successor(turn, successor, attributes.failure)
     return event
 
 
@@ -330,8 +335,7 @@ def _continue_as_new(
         cause,
         "ContinueAsNewWorkflowExecutionCommandAttributes. Input exceeds size limit.",
     )
-    if attributes.cron_schedule:
-        raise CommandFailed("FEATURE_DISABLED", "cron schedules are not built in this version of Everfold")
+    chain.check_cron(turn.ctx, attributes.cron_schedule, cause)
     namespace = turn.ctx.namespace(turn.run.namespace_id)
     try:
         if isinstance(namespace, NamespaceInfo):

@@ -81,6 +81,7 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
         request.workflow_type.CopyFrom(attributes.workflow_type)
         request.task_queue.CopyFrom(attributes.task_queue)
         request.workflow_id_reuse_policy = attributes.workflow_id_reuse_policy
+        request.cron_schedule = attributes.cron_schedule
         if message["user_metadata"]:
             request.user_metadata.ParseFromString(message["user_metadata"])
         try:

@@ -16,6 +16,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.machine import events, keys, responses
 from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.activity_options import InvalidActivity, check_retry_policy, fill_retry_policy
+from everfold.history.machine.decide.chain import cron_backoff_ns
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.search_attributes import check_search_attributes
@@ -254,6 +255,16 @@ def create_run(
         set_duration(a.workflow_run_timeout, run_ns)
     set_duration(a.workflow_task_timeout, task_ns)
     set_duration(a.first_workflow_task_backoff, delay_ns)
+    if request.cron_schedule:
+        backoff_ns = cron_backoff_ns(ctx, request.cron_schedule, ctx.now_ns)
+        if backoff_ns is None:
+            raise invalid("invalid CronSchedule.")
+        set_duration(a.first_workflow_task_backoff, backoff_ns)
+        a.cron_schedule = request.cron_schedule
+        a.initiator = enums.CONTINUE_AS_NEW_INITIATOR_CRON_SCHEDULE
+    for name in ("last_completion_result", "continued_failure"):
+        if request.HasField(name):
+            getattr(a, name).CopyFrom(getattr(request, name))
     if execution_ns:
         set_time(a.workflow_execution_expiration_time, ctx.now_ns + delay_ns + execution_ns)
     a.original_execution_run_id = run.run_id
@@ -283,7 +294,10 @@ def create_run(
         a.parent_initiated_event_id = parent.initiated_event_id
         a.root_workflow_execution.workflow_id, a.root_workflow_execution.run_id = parent.root
     a.eager_execution_accepted = bool(
-        request.request_eager_execution and not delay_ns and ctx.limits["system.enableEagerWorkflowStart"]
+        request.request_eager_execution
+        and not delay_ns
+        and not request.cron_schedule
+        and ctx.limits["system.enableEagerWorkflowStart"]
     )
     if request.HasField("user_metadata"):
         event.user_metadata.CopyFrom(request.user_metadata)

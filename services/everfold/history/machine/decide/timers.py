@@ -17,7 +17,7 @@ from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.deadlines import activity_deadline, next_deadline
 from everfold.history.machine.decide.activity import IN_PROGRESS, TIMEOUT_NAMES, record_started, retry
-from everfold.history.machine.decide.chain import decide_retry, start_retry
+from everfold.history.machine.decide.chain import decide_successor, start_successor
 from everfold.history.machine.decide.closing import time_out
 from everfold.history.machine.decide.purge import purge
 from everfold.history.machine.decide.schedule import schedule_workflow_task
@@ -103,10 +103,10 @@ def _run_timeout(turn: Turn) -> bool:
         time_out(turn, workflow_pb2.RETRY_STATE_TIMEOUT)
         return False
     failure = _timeout_failure("workflow timeout", _START_TO_CLOSE)
-    retry_run = decide_retry(turn.ctx, run, failure)
-    time_out(turn, retry_run.state, retry_run.run_id)
-    if retry_run.run_id:
-        start_retry(turn, retry_run, failure)
+    successor = decide_successor(turn.ctx, run, failure)
+    time_out(turn, successor.state, successor.run_id)
+    if successor.run_id:
+        start_successor(turn, successor, failure)
     return False
 
 
