@@ -9,6 +9,7 @@ import time
 import traceback
 
 from simulation.run import run
+from simulation.series import guards_without
 
 
 def main() -> int:
@@ -17,11 +18,13 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed of a series")
     parser.add_argument("--count", type=int, default=0, help="number of seeds")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long a series runs")
+    parser.add_argument("--without", default="", metavar="GUARD", help="switch a guard off, e.g. read_barrier")
     parser.add_argument("--verbose", action="store_true", help="tell what happens")
     options = parser.parse_args()
     began = time.monotonic()
+    guards, shell_guards = guards_without(options.without)
     if options.seed is not None:
-        result = run(options.seed, verbose=options.verbose)
+        result = run(options.seed, guards=guards, shell_guards=shell_guards, verbose=options.verbose)
         print(f"seed {result.seed}: {result.records} records in {result.virtual_s:.0f} virtual seconds, ", end="")
         print(f"trace {result.trace}, {time.monotonic() - began:.2f} s")
         print(dict(sorted(result.counts.items())))
@@ -35,7 +38,7 @@ def main() -> int:
     for seed in seeds:
         if not options.count and time.monotonic() - began > options.seconds:
             break
-        result = run(seed)
+        result = run(seed, guards=guards, shell_guards=shell_guards)
         ran += 1
         if not result.ok:
             failed += 1
