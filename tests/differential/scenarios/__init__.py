@@ -52,5 +52,8 @@ for _module in (
     "closing",
     "starting",
     "relations",
+    "children",
+    "chains",
+    "updates",
 ):
     importlib.import_module(f"{__name__}.{_module}")

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from google.protobuf.any_pb2 import Any as AnyMessage
-from temporalio.api.enums.v1 import update_pb2, workflow_pb2
-from temporalio.api.protocol.v1 import message_pb2 as protocol_v1
+from temporalio.api.enums.v1 import workflow_pb2
 from temporalio.api.update.v1 import message_pb2 as update_v1
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from differential.scenarios import scenario
+from differential.scenarios.pieces import (
+    accept_and_complete,
+    answer_commands,
+    begin_update,
+    message,
+    start_child,
+    tasks_by_workflow,
+    update_fields,
+)
 from differential.script import CLIENT, NAMESPACE, Script, command, failure, payloads, seconds
 
 
 @scenario("6", "a child workflow completes")
 def child(s: Script) -> None:
     s.start()
-    s.complete(s.poll(), _start_child(s))
-    tasks = _tasks_by_workflow(s, 2)
+    s.complete(s.poll(), start_child(s))
+    tasks = tasks_by_workflow(s, 2)
     s.track("child")
     s.note("parent after the child's start", tasks[s.id()])
     s.note("child", tasks[s.id("child")])
@@ -30,7 +35,7 @@ def child(s: Script) -> None:
 @scenario("6b", "a child is terminated with its parent")
 def child_terminated_with_parent(s: Script) -> None:
     s.start()
-    s.complete(s.poll(), _start_child(s))
+    s.complete(s.poll(), start_child(s))
     s.track("child")
     s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
     s.terminate()
@@ -60,9 +65,9 @@ def continue_as_new(s: Script) -> None:
 def update(s: Script) -> None:
     s.start()
     s.complete(s.poll(), s.timer(after=60))
-    waiting = _begin_update(s, "u1")
+    waiting = begin_update(s, "u1")
     task = s.poll("with the update")
-    s.complete(task, *_answer_commands(2), messages=_accept_and_complete(task))
+    s.complete(task, *answer_commands(2), messages=accept_and_complete(task))
     s.note("outcome", waiting.result())
     s.terminate()
 
@@ -71,15 +76,15 @@ def update(s: Script) -> None:
 def update_rejected(s: Script) -> None:
     s.start()
     s.complete(s.poll(), s.timer(after=60))
-    waiting = _begin_update(s, "u1")
+    waiting = begin_update(s, "u1")
     task = s.poll("with the update")
-    message = task.messages[0]
+    request = task.messages[0]
     rejection = update_v1.Rejection(
-        rejected_request_message_id=message.id,
-        rejected_request_sequencing_event_id=message.event_id,
+        rejected_request_message_id=request.id,
+        rejected_request_sequencing_event_id=request.event_id,
         failure=failure("not now"),
     )
-    s.complete(task, messages=[_message(message, "reject", rejection)])
+    s.complete(task, messages=[message(request, "reject", rejection)])
     s.note("outcome", waiting.result())
     s.terminate()
 
@@ -88,14 +93,14 @@ def update_rejected(s: Script) -> None:
 def update_during_task(s: Script) -> None:
     s.start()
     task = s.poll()
-    waiting = _begin_update(s, "u1")
+    waiting = begin_update(s, "u1")
     s.signal("after the update")
     s.complete(task, s.timer(after=60))
     task = s.poll()
     if not task.messages:
         s.complete(task)
         task = s.poll()
-    s.complete(task, *_answer_commands(2), messages=_accept_and_complete(task))
+    s.complete(task, *answer_commands(2), messages=accept_and_complete(task))
     s.note("outcome", waiting.result())
     s.terminate()
 
@@ -110,12 +115,12 @@ def update_with_start(s: Script) -> None:
         namespace=NAMESPACE,
         operations=[
             operation(start_workflow=ws.StartWorkflowExecutionRequest(**start)),
-            operation(update_workflow=ws.UpdateWorkflowExecutionRequest(**_update_fields(s, "u1"))),
+            operation(update_workflow=ws.UpdateWorkflowExecutionRequest(**update_fields(s, "u1"))),
         ],
     )
     task = s.poll("with the update")
     s.track()
-    s.complete(task, *_answer_commands(2), messages=_accept_and_complete(task))
+    s.complete(task, *answer_commands(2), messages=accept_and_complete(task))
     s.note("outcome", waiting.result())
     s.terminate()
 
@@ -180,7 +185,7 @@ def external_signal(s: Script) -> None:
     )
     s.wait("EXTERNAL_WORKFLOW_EXECUTION_SIGNALED")
     s.wait("WORKFLOW_EXECUTION_SIGNALED", "target")
-    tasks = _tasks_by_workflow(s, 2)
+    tasks = tasks_by_workflow(s, 2)
     s.complete(tasks[s.id("target")])
     s.complete(
         tasks[s.id()],
@@ -188,7 +193,7 @@ def external_signal(s: Script) -> None:
     )
     s.wait("EXTERNAL_WORKFLOW_EXECUTION_CANCEL_REQUESTED")
     s.wait("WORKFLOW_EXECUTION_CANCEL_REQUESTED", "target")
-    tasks = _tasks_by_workflow(s, 2)
+    tasks = tasks_by_workflow(s, 2)
     s.complete(tasks[s.id("target")], command("CANCEL_WORKFLOW_EXECUTION"))
     s.complete(tasks[s.id()], s.done())
 
@@ -209,61 +214,3 @@ def delayed_start(s: Script) -> None:
     s.signal("early")
     s.note("task before its time", bool(s.poll_once(timeout=2.2).task_token))
     s.complete(s.poll("in time"), s.done())
-
-
-def _start_child(s: Script) -> Any:
-    return command(
-        "START_CHILD_WORKFLOW_EXECUTION",
-        workflow_id=s.id("child"),
-        workflow_type={"name": "scripted"},
-        task_queue={"name": s.queue},
-        input=payloads("of the child"),
-        workflow_task_timeout=seconds(10),
-    )
-
-
-def _tasks_by_workflow(s: Script, count: int) -> dict[str, Any]:
-    tasks = [s.poll() for _ in range(count)]
-    return {task.workflow_execution.workflow_id: task for task in tasks}
-
-
-def _update_fields(s: Script, update_id: str) -> dict[str, Any]:
-    completed = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
-    return {
-        "namespace": NAMESPACE,
-        "workflow_execution": s.execution(),
-        "wait_policy": {"lifecycle_stage": completed},
-        "request": {
-            "meta": {"update_id": update_id, "identity": CLIENT},
-            "input": {"name": "change", "args": payloads("argument")},
-        },
-    }
-
-
-def _begin_update(s: Script, update_id: str) -> Any:
-    return s.client.begin("UpdateWorkflowExecution", **_update_fields(s, update_id))
-
-
-def _message(request: Any, what: str, body: Any) -> protocol_v1.Message:
-    packed = AnyMessage()
-    packed.Pack(body)
-    return protocol_v1.Message(
-        id=f"{request.protocol_instance_id}/{what}", protocol_instance_id=request.protocol_instance_id, body=packed
-    )
-
-
-def _accept_and_complete(task: Any) -> list[protocol_v1.Message]:
-    message = task.messages[0]
-    request = update_v1.Request()
-    message.body.Unpack(request)
-    acceptance = update_v1.Acceptance(
-        accepted_request_message_id=message.id,
-        accepted_request_sequencing_event_id=message.event_id,
-        accepted_request=request,
-    )
-    response = update_v1.Response(meta=request.meta, outcome=update_v1.Outcome(success=payloads("changed")))
-    return [_message(message, "accept", acceptance), _message(message, "complete", response)]
-
-
-def _answer_commands(count: int) -> list[Any]:
-    return [command("PROTOCOL_MESSAGE", message_id=f"u1/{what}") for what in ("accept", "complete")[:count]]

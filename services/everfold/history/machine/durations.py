@@ -34,6 +34,22 @@ def checked_ns(field: Duration) -> int:
     return min(to_ns(field), DURATION_MAX_NS)
 
 
+def fill_timeouts(execution_ns: int, run_ns: int, task_ns: int, default_ns: int, maximum_ns: int) -> tuple[int, int]:
+    """(run timeout, workflow-task timeout) as they apply: none longer than what is around it.
+
+    Args:
+        execution_ns: timeout of the chain of runs, 0 for none.
+        run_ns: timeout of one run, 0 for the chain's.
+        task_ns: timeout of a workflow task, 0 for the default.
+        default_ns: of a workflow task.
+        maximum_ns: of a workflow task.
+    """
+    if execution_ns and (not run_ns or run_ns > execution_ns):
+        run_ns = execution_ns
+    task_ns = min(task_ns or default_ns, maximum_ns)
+    return run_ns, min(task_ns, run_ns) if run_ns else task_ns
+
+
 def set_duration(field: Duration, value_ns: int) -> None:
     """Sets a Duration; sets it also when zero, because SDKs read an absent one as null (TypeScript breaks on it)."""
     field.seconds, field.nanos = divmod(value_ns, SECOND_NS)

@@ -17,8 +17,10 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.activity import is_retryable
+from everfold.history.machine.decide.activity_options import fill_retry_policy
 from everfold.history.machine.decide.failures import CommandFailed
 from everfold.history.machine.decide.schedule import schedule_workflow_task
+from everfold.history.machine.decide.search_attributes import set_types
 from everfold.history.machine.durations import set_duration, to_ns
 from everfold.history.machine.events import set_time, time_ns
 from everfold.history.machine.history_rows import event_at
@@ -151,8 +153,10 @@ def start_successor(
 
 
 def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
-    """Starts the run that ContinueAsNew asks for. Called after the closing event was recorded."""
-    run = turn.run
+    """Starts the run that ContinueAsNew asks for. Called after the closing event was recorded.
+
+    Memo, search attributes and retry policy are the command's alone: SDKs repeat there what is to stay.
+    """
     previous = first_event(turn).workflow_execution_started_event_attributes
     closing = turn.events[-1].workflow_execution_continued_as_new_event_attributes
     attributes = Started()
@@ -169,8 +173,7 @@ def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
     attributes.workflow_task_timeout.CopyFrom(closing.workflow_task_timeout)
     if command.HasField("retry_policy"):
         attributes.retry_policy.CopyFrom(command.retry_policy)
-    elif run.retry_policy:
-        attributes.retry_policy.ParseFromString(run.retry_policy)
+        fill_retry_policy(attributes.retry_policy)
     attributes.initiator = closing.initiator or workflow_pb2.CONTINUE_AS_NEW_INITIATOR_WORKFLOW
     attributes.attempt = 1
     attributes.cron_schedule = command.cron_schedule
@@ -194,12 +197,9 @@ def record_continued_as_new(
     for name in ("input", "header", "memo", "search_attributes", "failure", "last_completion_result"):
         if command.HasField(name):
             getattr(a, name).CopyFrom(getattr(command, name))
-    if not command.HasField("memo"):
-        for name, payload in run.memo.items():
-            a.memo.fields[name].ParseFromString(payload)
-    if not command.HasField("search_attributes"):
-        for name, payload in run.search_attributes.items():
-            a.search_attributes.indexed_fields[name].ParseFromString(payload)
+    namespace = turn.ctx.namespace(run.namespace_id)
+    if namespace is not None and command.HasField("search_attributes"):
+        set_types(a.search_attributes, namespace)
     run_timeout = to_ns(command.workflow_run_timeout) or run.run_timeout_ns
     if run.execution_expires_at_ns:
         left = max(run.execution_expires_at_ns - turn.ctx.now_ns, 1)
@@ -260,8 +260,6 @@ def _start_successor(turn: Turn, attributes: Started, run_id: str, backoff: int)
     if previous.execution_expires_at_ns:
         set_time(a.workflow_execution_expiration_time, previous.execution_expires_at_ns)
     assert time_ns(event.event_time) == ctx.now_ns
-    if previous.user_metadata:
-        event.user_metadata.ParseFromString(previous.user_metadata)
     nextturn.record(event)
     _move_updates(ctx, previous, run)
     nextturn.visible = True

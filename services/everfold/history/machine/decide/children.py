@@ -16,12 +16,13 @@ from everfold.history.machine.decide.activity_options import InvalidActivity, ch
 from everfold.history.machine.decide.chain import check_cron
 from everfold.history.machine.decide.failures import CommandFailed, Completion, check_blob, check_id
 from everfold.history.machine.decide.search_attributes import check_search_attributes
-from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
+from everfold.history.machine.durations import InvalidDuration, checked_ns, fill_timeouts, set_duration
 from everfold.history.machine.events import serialize
 from everfold.history.machine.relations import send, sender
 from everfold.history.machine.turn import Turn
 from everfold.kernel.cron import parse_cron
 from everfold.kernel.errors import StatusError
+from everfold.kernel.limits import Limits
 
 
 def start_child(
@@ -32,6 +33,12 @@ def start_child(
     cause = "BAD_START_CHILD_EXECUTION_ATTRIBUTES"
     attributes = command.start_child_workflow_execution_command_attributes
     name = "StartChildWorkflowExecutionCommand"
+    about = f"WorkflowType={attributes.workflow_type.name} Namespace={run.namespace}"
+    if not attributes.workflow_id:
+        raise CommandFailed(cause, f"Required field WorkflowId is not set on {name}. {about}")
+    if not attributes.workflow_type.name:
+        about = f"WorkflowId={attributes.workflow_id} Namespace={run.namespace}"
+        raise CommandFailed(cause, f"Required field WorkflowType is not set on {name}. {about}")
     check_id(limits, "WorkflowId", attributes.workflow_id, name, cause)
     check_id(limits, "WorkflowType", attributes.workflow_type.name, name, cause)
     if attributes.namespace not in ("", run.namespace):
@@ -65,13 +72,7 @@ def start_child(
     for field in ("input", "header", "memo", "search_attributes", "priority"):
         if attributes.HasField(field):
             getattr(a, field).CopyFrom(getattr(attributes, field))
-    for field in ("workflow_execution_timeout", "workflow_run_timeout", "workflow_task_timeout"):
-        if field == "workflow_execution_timeout" and not attributes.HasField("workflow_execution_timeout"):
-            continue  # the other two are written even when they are 0, as the real server does
-        try:
-            set_duration(getattr(a, field), checked_ns(getattr(attributes, field)))
-        except InvalidDuration as error:
-            raise CommandFailed(cause, f"invalid {field}: {error}") from None
+    _set_timeouts(limits, attributes, a, cause)
     if attributes.HasField("retry_policy"):
         a.retry_policy.CopyFrom(attributes.retry_policy)
         try:
@@ -99,6 +100,27 @@ def start_child(
     facts = ctx.zone_facts(parse_cron(attributes.cron_schedule).zone) if attributes.cron_schedule else {}
     send(ctx, run.namespace, run.namespace_id, attributes.workflow_id, "", "StartChild", message, facts)
     return event
+
+
+def _set_timeouts(
+    limits: Limits,
+    attributes: command_pb2.StartChildWorkflowExecutionCommandAttributes,
+    a: history_pb2.StartChildWorkflowExecutionInitiatedEventAttributes,
+    cause: str,
+) -> None:
+    """The child's timeouts as they will apply: two of them written even when 0, as the real server does."""
+    try:
+        execution_ns = checked_ns(attributes.workflow_execution_timeout)
+        run_ns = checked_ns(attributes.workflow_run_timeout)
+        task_ns = checked_ns(attributes.workflow_task_timeout)
+    except InvalidDuration as error:
+        raise CommandFailed(cause, f"invalid timeout of the child workflow: {error}") from None
+    default_ns, maximum_ns = limits["history.defaultWorkflowTaskTimeout"], limits["history.maxWorkflowTaskTimeout"]
+    run_ns, task_ns = fill_timeouts(execution_ns, run_ns, task_ns, default_ns, maximum_ns)
+    if attributes.HasField("workflow_execution_timeout"):
+        set_duration(a.workflow_execution_timeout, execution_ns)
+    set_duration(a.workflow_run_timeout, run_ns)
+    set_duration(a.workflow_task_timeout, task_ns)
 
 
 def signal_external(

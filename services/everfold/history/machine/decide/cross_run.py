@@ -109,7 +109,7 @@ def _parent_closed(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str,
     elif not run.cancel_requested:
         event = turn.new(events.CANCEL_REQUESTED)
         a = event.workflow_execution_cancel_requested_event_attributes
-        a.cause = "by parent close policy"
+        a.external_workflow_execution.workflow_id, a.external_workflow_execution.run_id = message["parent"]
         a.identity = "history-service"
         turn.record(event)
         schedule_workflow_task(turn)
@@ -140,7 +140,6 @@ def _child_answered(
         f.cause = message["failed"]
         f.control = i.control
         f.initiated_event_id = child.initiated_event_id
-        f.workflow_task_completed_event_id = i.workflow_task_completed_event_id
     else:
         event = turn.new(events.CHILD_STARTED)
         s = event.child_workflow_execution_started_event_attributes

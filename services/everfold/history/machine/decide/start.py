@@ -22,7 +22,7 @@ from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.search_attributes import check_search_attributes
 from everfold.history.machine.decide.signal import check_signal, is_repeated_signal, record_signal, signal_link
 from everfold.history.machine.decide.task_start import begin_task
-from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
+from everfold.history.machine.durations import InvalidDuration, checked_ns, fill_timeouts, set_duration
 from everfold.history.machine.events import serialize, set_time, varint
 from everfold.history.machine.rejections import already_started, busy, invalid
 from everfold.history.machine.state import Run, Status
@@ -242,13 +242,14 @@ def create_run(
         delay_ns = checked_ns(request.workflow_start_delay)
     except InvalidDuration as error:
         raise invalid(f"invalid workflow timeout: {error}") from None
-    if execution_ns and (not run_ns or run_ns > execution_ns):
-        run_ns = execution_ns
-    task_ns = min(
-        task_ns or ctx.limits["history.defaultWorkflowTaskTimeout"], ctx.limits["history.maxWorkflowTaskTimeout"]
+    limits = ctx.limits
+    run_ns, task_ns = fill_timeouts(
+        execution_ns,
+        run_ns,
+        task_ns,
+        limits["history.defaultWorkflowTaskTimeout"],
+        limits["history.maxWorkflowTaskTimeout"],
     )
-    if run_ns:
-        task_ns = min(task_ns, run_ns)
     if execution_ns or request.HasField("workflow_execution_timeout"):
         set_duration(a.workflow_execution_timeout, execution_ns)
     if run_ns or request.HasField("workflow_run_timeout"):

@@ -197,7 +197,9 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
             turn,
             scheduled_event_id,
             task.request_id,
-            request.identity,
+            # The real server writes these events as soon as something is buffered behind a speculative task, and then
+            # leaves the worker's identity out.
+            "" if task.kind == TaskKind.SPECULATIVE and run.buffered else request.identity,
             task.history_size_bytes,
             task.suggest_continue_as_new,
             task.started_at_ns,

@@ -1,0 +1,207 @@
+"""Scenarios of runs that follow one another, and of resets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from temporalio.api.enums.v1 import reset_pb2
+
+from differential.scenarios import scenario
+from differential.script import CLIENT, NAMESPACE, Script, command, failure, payload, payloads, seconds
+
+
+def _continue(**attributes: Any) -> Any:
+    return command("CONTINUE_AS_NEW_WORKFLOW_EXECUTION", **{"workflow_type": {"name": "scripted"}, **attributes})
+
+
+@scenario("7b", "continue-as-new with little said: what the next run takes over")
+def continue_with_little(s: Script) -> None:
+    s.start(
+        memo={"fields": {"m": payload("of the start")}},
+        search_attributes={"indexed_fields": {"CustomKeyword": payload("found")}},
+        header={"fields": {"h": payload("header")}},
+        input=payloads("input"),
+        retry_policy={"maximum_attempts": 3},
+        workflow_run_timeout=seconds(50),
+        workflow_execution_timeout=seconds(200),
+        user_metadata={"summary": payload("summary")},
+    )
+    s.complete(s.poll(), s.timer(after=1.2))
+    s.complete(s.poll(), _continue())
+    s.track("wf", label="next run")
+    s.complete(s.poll("of the next run"))
+    s.note_description("next run")
+    s.terminate()
+
+
+@scenario("7c", "continue-as-new with all said")
+def continue_with_all(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=1.2))
+    s.complete(
+        s.poll(),
+        _continue(
+            workflow_type={"name": "other"},
+            input=payloads("input"),
+            memo={"fields": {"m": payload("new")}},
+            search_attributes={"indexed_fields": {"CustomKeyword": payload("found")}},
+            header={"fields": {"h": payload("header")}},
+            workflow_run_timeout=seconds(50),
+            workflow_task_timeout=seconds(5),
+            backoff_start_interval=seconds(1),
+            retry_policy={"maximum_attempts": 3},
+        ),
+    )
+    s.track("wf", label="next run")
+    s.complete(s.poll("of the next run"), s.done())
+
+
+@scenario("7d", "a signal stands in the way of continue-as-new")
+def continue_with_signal(s: Script) -> None:
+    s.start()
+    task = s.poll()
+    s.signal("late")
+    s.completion_refused("completion", task, _continue())
+    s.complete(s.poll("again"), s.done())
+
+
+@scenario("19c", "a run times out and is retried")
+def retry_after_timeout(s: Script) -> None:
+    first = s.start(
+        workflow_run_timeout=seconds(2), retry_policy={"initial_interval": seconds(1), "maximum_attempts": 2}
+    )
+    s.complete(s.poll(), s.timer(after=60))
+    s.wait("WORKFLOW_EXECUTION_TIMED_OUT", run_id=first)
+    s.track("wf", label="second attempt")
+    s.complete(s.poll("of the second attempt"), s.done())
+
+
+@scenario("19d", "a failure that must not be retried is not")
+def not_retried(s: Script) -> None:
+    s.start(retry_policy={"initial_interval": seconds(1), "non_retryable_error_types": ["ScriptError"]})
+    s.complete(s.poll(), command("FAIL_WORKFLOW_EXECUTION", failure=failure("final")))
+
+
+@scenario("19e", "a failure that says itself when it is to be retried")
+def retry_delay(s: Script) -> None:
+    s.start(
+        retry_policy={"initial_interval": seconds(60)},
+        workflow_execution_timeout=seconds(100),
+        user_metadata={"summary": payload("summary")},
+        search_attributes={"indexed_fields": {"CustomKeyword": payload("found")}},
+    )
+    delayed = failure("soon", next_retry_delay=1)
+    s.complete(s.poll(), command("FAIL_WORKFLOW_EXECUTION", failure=delayed))
+    s.track("wf", label="second attempt")
+    s.complete(s.poll("of the second attempt"), s.done())
+
+
+@scenario("19f", "a cron workflow fails, with a result from before; and is signalled before its time")
+def cron_fails(s: Script) -> None:
+    s.start(
+        cron_schedule="@every 2s",
+        memo={"fields": {"m": payload("kept")}},
+        input=payloads("input"),
+        user_metadata={"summary": payload("summary")},
+    )
+    s.signal("early")
+    s.complete(s.poll("first run"), s.done("of the first run"))
+    task = s.poll()
+    s.track("wf", task.workflow_execution.run_id, "second run")
+    s.complete(task, command("FAIL_WORKFLOW_EXECUTION", failure=failure("of the second run")))
+    task = s.poll("third run")
+    s.track("wf", task.workflow_execution.run_id, "third run")
+    s.complete(task, command("CANCEL_WORKFLOW_EXECUTION"))
+
+
+@scenario("19g", "a cron workflow with a retry policy: retries come first")
+def cron_and_retries(s: Script) -> None:
+    s.start(cron_schedule="@every 1s", retry_policy={"initial_interval": seconds(1), "maximum_attempts": 2})
+    s.complete(s.poll(), command("FAIL_WORKFLOW_EXECUTION", failure=failure("first")))
+    task = s.poll("retry")
+    s.track("wf", task.workflow_execution.run_id, "retry")
+    s.complete(task, command("FAIL_WORKFLOW_EXECUTION", failure=failure("second")))
+    task = s.poll("next time")
+    s.track("wf", task.workflow_execution.run_id, "next time")
+    s.terminate()
+
+
+@scenario("19h", "schedules that are refused")
+def cron_refused(s: Script) -> None:
+    s.refused("malformed", "StartWorkflowExecution", **s.start_fields(cron_schedule="sometimes"))
+    s.refused("unknown zone", "StartWorkflowExecution", **s.start_fields(cron_schedule="CRON_TZ=No/Where 1 * * * *"))
+
+
+def _reset(s: Script, run_id: str, event_id: int, **fields: Any) -> Any:
+    return s.client.call(
+        "ResetWorkflowExecution",
+        namespace=NAMESPACE,
+        workflow_execution=s.execution("wf", run_id),
+        reason="try again",
+        workflow_task_finish_event_id=event_id,
+        request_id=s.request("reset"),
+        identity=CLIENT,
+        **fields,
+    )
+
+
+@scenario("21b", "a closed workflow is reset to its last task, a timer pending")
+def reset_closed(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.timer("long", 60), s.timer("short", 1))
+    s.complete(s.poll(), s.done("too early"))
+    response = _reset(s, run_id, 10)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())
+
+
+@scenario("21c", "a reset leaves out signals when told to")
+def reset_without_signals(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    s.signal("left out")
+    s.complete(s.poll(), s.done())
+    excluded = [reset_pb2.RESET_REAPPLY_EXCLUDE_TYPE_SIGNAL]
+    response = _reset(s, run_id, 4, reset_reapply_exclude_types=excluded)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())
+
+
+@scenario("21d", "a reset with an activity scheduled before its point")
+def reset_with_activity(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.activity())
+    s.poll_activity()
+    s.signal("next task")
+    s.complete(s.poll(), s.timer(after=60))
+    response = _reset(s, run_id, 9)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"))
+    s.terminate()
+
+
+@scenario("21e", "resets that are refused")
+def reset_refused(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    fields = {
+        "namespace": NAMESPACE,
+        "workflow_execution": s.execution("wf", run_id),
+        "reason": "try again",
+        "request_id": s.request("reset"),
+        "identity": CLIENT,
+    }
+    s.refused("beyond the end", "ResetWorkflowExecution", workflow_task_finish_event_id=40, **fields)
+    s.refused("to the first event", "ResetWorkflowExecution", workflow_task_finish_event_id=1, **fields)
+    s.terminate()
+
+
+@scenario("21f", "a reset while a cancellation is requested")
+def reset_cancelled(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    s.cancel()
+    s.complete(s.poll())
+    response = _reset(s, run_id, 4)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())

@@ -1,0 +1,157 @@
+"""Scenarios of children: what becomes of them, and of their parents."""
+
+from __future__ import annotations
+
+from temporalio.api.enums.v1 import workflow_pb2
+
+from differential.scenarios import scenario
+from differential.scenarios.pieces import start_child, tasks_by_workflow
+from differential.script import NAMESPACE, Script, command, failure, payloads, seconds
+
+ABANDON = workflow_pb2.PARENT_CLOSE_POLICY_ABANDON
+REQUEST_CANCEL = workflow_pb2.PARENT_CLOSE_POLICY_REQUEST_CANCEL
+
+
+@scenario("6c", "a child whose id is taken does not start")
+def child_exists(s: Script) -> None:
+    s.start("child")
+    s.complete(s.poll(), s.timer(after=60))
+    s.start()
+    s.complete(s.poll(), start_child(s))
+    s.complete(s.poll("refused"), s.done())
+    s.terminate("child")
+
+
+@scenario("6d", "a child fails")
+def child_fails(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s, memo={"fields": {"m": payloads("kept").payloads[0]}}))
+    tasks = tasks_by_workflow(s, 2)
+    s.track("child")
+    s.complete(tasks[s.id()])
+    s.complete(tasks[s.id("child")], command("FAIL_WORKFLOW_EXECUTION", failure=failure("of the child")))
+    s.complete(s.poll("with the child's failure"), s.done())
+
+
+@scenario("6e", "a parent closes; its child is abandoned")
+def child_abandoned(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s, parent_close_policy=ABANDON))
+    tasks = tasks_by_workflow(s, 2)
+    s.track("child")
+    s.complete(tasks[s.id()], s.done())
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+
+
+@scenario("6f", "a parent closes; its child is asked to cancel")
+def child_asked_to_cancel(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s, parent_close_policy=REQUEST_CANCEL))
+    tasks = tasks_by_workflow(s, 2)
+    s.track("child")
+    s.complete(tasks[s.id("child")])
+    s.complete(tasks[s.id()], s.done())
+    s.complete(s.poll("of the child"), command("CANCEL_WORKFLOW_EXECUTION", details=payloads("stopped")))
+
+
+@scenario("6g", "a parent cancels its child")
+def child_cancelled(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s))
+    tasks = tasks_by_workflow(s, 2)
+    s.track("child")
+    s.complete(tasks[s.id("child")])
+    s.complete(
+        tasks[s.id()],
+        command(
+            "REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION",
+            workflow_id=s.id("child"),
+            child_workflow_only=True,
+            reason="enough",
+        ),
+    )
+    s.wait("EXTERNAL_WORKFLOW_EXECUTION_CANCEL_REQUESTED")
+    s.wait("WORKFLOW_EXECUTION_CANCEL_REQUESTED", "child")
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id()])
+    s.complete(tasks[s.id("child")], command("CANCEL_WORKFLOW_EXECUTION"))
+    s.complete(s.poll("child is cancelled"), s.done())
+
+
+@scenario("6h", "a child continues as new; its parent hears of the last run only")
+def child_continues(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s))
+    tasks = tasks_by_workflow(s, 2)
+    first = tasks[s.id("child")]
+    s.track("child", first.workflow_execution.run_id, "child's first run")
+    s.complete(tasks[s.id()])
+    s.complete(first, s.timer(after=1.2))
+    s.complete(s.poll(), command("CONTINUE_AS_NEW_WORKFLOW_EXECUTION", workflow_type={"name": "scripted"}))
+    task = s.poll("of the child's next run")
+    s.track("child", task.workflow_execution.run_id, "child's next run")
+    s.complete(task, s.done("of the child"))
+    s.complete(s.poll("with the child's result"), s.done())
+
+
+@scenario("6i", "a child times out, another is terminated")
+def child_times_out(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s, workflow_run_timeout=seconds(1)))
+    s.track("child")
+    s.wait("CHILD_WORKFLOW_EXECUTION_TIMED_OUT")
+    s.complete(s.poll(), start_child(s, workflow_id=s.id("other")))
+    s.track("other")
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED", count=2)
+    s.terminate("other")
+    s.wait("CHILD_WORKFLOW_EXECUTION_TERMINATED")
+    s.terminate()
+
+
+@scenario("6j", "pending children are described")
+def children_described(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s, workflow_execution_timeout=seconds(100)))
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    s.note_description("parent")
+    s.note_description("child", "child")
+    s.terminate()
+
+
+@scenario("6k", "a child without a workflow id fails the workflow task")
+def child_without_id(s: Script) -> None:
+    s.start()
+    s.completion_refused("completion", s.poll(), start_child(s, workflow_id=""))
+    s.terminate()
+
+
+@scenario("25c", "a workflow signals itself")
+def signal_to_itself(s: Script) -> None:
+    s.start()
+    s.complete(
+        s.poll(), command("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION", execution=s.execution(), signal_name="to myself")
+    )
+    s.wait("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED")
+    s.complete(s.poll("refused"), s.done())
+
+
+@scenario("25d", "a workflow cancels one that does not exist, and one that is closed")
+def cancel_of_nobody(s: Script) -> None:
+    s.start("closed")
+    s.complete(s.poll(), s.done())
+    s.start()
+    cancel = "REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION"
+    s.complete(s.poll(), command(cancel, workflow_id=s.id("nobody")))
+    s.wait("REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION_FAILED")
+    s.complete(s.poll(), command(cancel, workflow_id=s.id("closed")))
+    s.complete(s.poll("answered"), s.done())
+
+
+@scenario("25e", "a workflow signals one that is closed, in its own namespace by name")
+def signal_to_closed(s: Script) -> None:
+    s.start("closed")
+    s.complete(s.poll(), s.done())
+    s.start()
+    signal = "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION"
+    s.complete(s.poll(), command(signal, namespace=NAMESPACE, execution=s.execution("closed"), signal_name="late"))
+    s.complete(s.poll("answered"), s.done())
