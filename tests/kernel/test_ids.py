@@ -39,13 +39,13 @@ def test_a_slot_is_kept_for_ever() -> None:
     assert slot_of("default", "order-1") == 573
 
 
-def test_a_derived_id_is_kept_for_ever_and_says_that_it_is_none_of_the_random_ones() -> None:
-    derived = derived_uuid("a-cluster", 3, 7, 1234, 0)
-    assert derived == "04f42941-b5dc-8cea-951b-8d37a3f0a3e2"
-    assert uuid.UUID(derived).version == 8
+def test_a_derived_id_is_kept_for_ever_and_looks_like_a_real_server_s() -> None:
+    derived = derived_uuid("a-cluster", 3, 7, 1234, 0, 1_700_000_000_123_456_789)
+    assert derived == "018bcfe5-687b-7cea-951b-8d37a3f0a3e2"
+    assert uuid.UUID(derived).version == 7
     assert uuid.UUID(derived).variant == uuid.RFC_4122
 
 
 @given(st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 99), st.integers(0, 2**40), st.integers(0, 99))))
 def test_places_that_differ_have_ids_that_differ(places: list[tuple[int, int, int, int]]) -> None:
-    assert len({derived_uuid("a-cluster", *place) for place in places}) == len(set(places))
+    assert len({derived_uuid("a-cluster", *place, 0) for place in places}) == len(set(places))

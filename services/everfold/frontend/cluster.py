@@ -31,12 +31,14 @@ SUPPORTED_CLIENTS: Final = {
 SYSTEM_INFO: Final = ws.GetSystemInfoResponse(
     server_version=SERVER_VERSION,
     capabilities=ws.GetSystemInfoResponse.Capabilities(
-        # What is on commits us to its meaning (temporal-api 3.1); what is not built is absent.
+        # What is on commits us to its meaning; what is not built is absent.
         signal_and_query_header=True,
         internal_error_differentiation=True,
         activity_failure_include_heartbeat=True,
         encoded_failure_attributes=True,
         upsert_memo=True,
+        # Workers stamp their completions with a build id, which goes into the event; no task is routed by it.
+        build_id_based_versioning=True,
         eager_workflow_start=True,
         sdk_metadata=True,
         count_group_by_execution_status=True,

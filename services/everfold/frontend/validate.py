@@ -84,7 +84,7 @@ UNBUILT: Final[Mapping[type[Message], Mapping[str, Callable[[Any], bool] | None]
 }
 """The request fields whose meaning is not built: refused by name, never accepted and ignored (architecture section 8).
 
-Whoever builds one takes its line out. Fields of temporal-api 3.20 (worker versioning, worker fleet) are not here: they
+Whoever builds one takes its line out. Fields of worker versioning and the worker fleet are not here: they
 are accepted, and kept where they belong in events.
 """
 

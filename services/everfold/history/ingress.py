@@ -44,7 +44,7 @@ PASSED_HEADER: Final = "everfold-first-place"
 """On a command that was passed on: `partition/epoch/offset` of the record that a producer wrote."""
 
 SAMPLE_BYTES_MAX: Final = 64 * 1024
-"""How much of a rejected record is kept (architecture §4)."""
+"""How much of a rejected record is kept."""
 
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest request, as gRPC's: what no RPC could have asked for is refused before it is in the log."""

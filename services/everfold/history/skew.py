@@ -1,4 +1,4 @@
-"""How far this machine's clock is from the brokers', bounded from both sides of a produce (architecture §4).
+"""How far this machine's clock is from the brokers', bounded from both sides of a produce.
 
 The broker's stamp of an own record was made after the record was sent and before it was folded. So, with everything
 read on this machine's clock, stamp - folded <= skew <= stamp - sent. Queueing widens such an interval but never moves

@@ -1,6 +1,6 @@
 """The shard clock between records, and the firing of timers that are due.
 
-A shard's time is state: it moves with the records folded (architecture §4, "Shard clock"). Between records the shell
+A shard's time is state: it moves with the records folded (docs/architecture.md). Between records the shell
 estimates it: the last shard time plus the boot-time clock's progress since. `ShardClock` keeps the largest
 (shard time - boot time) seen, because a record that was folded late says less than one folded at once. When a
 `FireTimer` turns out early, the log's clock is behind the estimate; then the estimate is taken anew from the log.

@@ -81,14 +81,16 @@ class Origin(NamedTuple):
         return (self.epoch, self.offset, self.index)
 
 
-def derived_uuid(cluster_id: str, shard: int, epoch: int, offset: int, index: int) -> str:
-    """A UUID made from a place in the log alone, so that every fold of the record makes the same (law 2).
+def derived_uuid(cluster_id: str, shard: int, epoch: int, offset: int, index: int, at_ns: int) -> str:
+    """A UUID made from a place in the log and the shard's time there, so that every fold of the record makes the same.
 
-    Version 8 of RFC 9562 (custom), so that nobody takes it for random.
+    Version 7 of RFC 9562, as a real server's run ids are: the milliseconds of the time, then bits of the place's hash
+    where others put random ones.
     """
     seed = f"{cluster_id}/{shard}/{epoch}/{offset}/{index}".encode()
     raw = bytearray(hashlib.blake2b(seed, digest_size=16).digest())
-    raw[6] = (raw[6] & 0x0F) | 0x80
+    raw[:6] = (at_ns // 1_000_000 & 0xFFFF_FFFF_FFFF).to_bytes(6, "big")
+    raw[6] = (raw[6] & 0x0F) | 0x70
     raw[8] = (raw[8] & 0x3F) | 0x80
     h = raw.hex()
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"

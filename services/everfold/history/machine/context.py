@@ -117,7 +117,7 @@ class StepContext:
         """A UUID that every fold of this record makes alike."""
         self._ids += 1
         facts = self.facts
-        return derived_uuid(facts.cluster_id, facts.shard, self.epoch, self.offset, self._ids)
+        return derived_uuid(facts.cluster_id, facts.shard, self.epoch, self.offset, self._ids, self.now_ns)
 
     def namespace(self, namespace_id: str) -> NamespaceInfo | None:
         """A namespace as `NamespaceChanged` records have told it to this shard."""

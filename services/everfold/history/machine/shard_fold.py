@@ -59,7 +59,7 @@ FEATURE_LEVEL: Final = 1
 """The newest behaviour that this build knows. A log raised above it is left alone."""
 
 CLOCK_LEAD_MAX_NS: Final = SECOND_NS
-"""How far a proposer's clock may stay behind the broker's stamp before the stamp is not believed (architecture §4)."""
+"""How far a proposer's clock may stay behind the broker's stamp before the stamp is not believed."""
 
 PARKED_MAX: Final = 1_000
 """Records that wait for one quarantined run at most; more are refused as busy, so a store cannot grow without bound."""
