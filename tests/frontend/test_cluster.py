@@ -29,6 +29,7 @@ def test_system_info_names_a_version_and_no_capability_that_is_not_built() -> No
             "encoded_failure_attributes",
             "upsert_memo",
             "eager_workflow_start",
+            "build_id_based_versioning",
             "sdk_metadata",
             "count_group_by_execution_status",
         }
