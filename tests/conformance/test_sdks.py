@@ -54,3 +54,28 @@ def test_the_program_of_the_guide_returns_what_the_guide_promises(
     outcome: dict[str, dict[str, object]], program: str
 ) -> None:
     assert outcome[program].get("result") == EXPECTED[program], outcome[program]
+
+
+def test_the_go_sdk_replays_the_histories_of_its_programs(outcome: dict[str, dict[str, object]]) -> None:
+    if "replay" not in outcome:
+        pytest.skip("only the Go programs replay themselves")
+    assert outcome["replay"].get("result") == len(EXPECTED), outcome["replay"]
+
+
+@pytest.fixture(scope="module")
+def replays(address: str) -> list[dict[str, object]]:
+    """What the replays of the Python SDK printed."""
+    command = [sys.executable, str(HERE / "python" / "replays.py"), address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("cached", [0, 100])
+@pytest.mark.parametrize(("program", "runs"), [("everything", 4), ("updated", 2), ("retried", 3)])
+def test_the_python_sdk_replays_exported_histories(
+    replays: list[dict[str, object]], program: str, runs: int, cached: int
+) -> None:
+    (line,) = [line for line in replays if (line["program"], line["cached"]) == (program, cached)]
+    counts = line.get("result")
+    assert isinstance(counts, list), line
+    assert len(counts) == runs, line

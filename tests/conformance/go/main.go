@@ -3,7 +3,8 @@
 //
 //	conformance HOST:PORT
 //
-// One line of JSON per program: {"program": …, "result": …}; exit code 1 when one went wrong.
+// One line of JSON per program: {"program": …, "result": …}; exit code 1 when one went wrong. The last program replays
+// the histories of all workflows of those before it.
 package main
 
 import (
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	enumspb "go.temporal.io/api/enums/v1"
+	historypb "go.temporal.io/api/history/v1"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/client"
 	sdklog "go.temporal.io/sdk/log"
@@ -113,13 +116,18 @@ func Cancellable(ctx workflow.Context) (result string, err error) {
 // ---- programs ---------------------------------------------------------------
 
 type programs struct {
-	client client.Client
-	queue  string
+	client  client.Client
+	queue   string
+	started *[]client.WorkflowRun
 }
 
 func (p programs) start(ctx context.Context, name string, definition any, args ...any) (client.WorkflowRun, error) {
 	options := client.StartWorkflowOptions{ID: name + "-" + uuid.NewString(), TaskQueue: p.queue}
-	return p.client.ExecuteWorkflow(ctx, options, definition, args...)
+	run, err := p.client.ExecuteWorkflow(ctx, options, definition, args...)
+	if err == nil {
+		*p.started = append(*p.started, run)
+	}
+	return run, err
 }
 
 func (p programs) result(ctx context.Context, name string, definition any, args ...any) (any, error) {
@@ -210,20 +218,49 @@ func (p programs) cancel(ctx context.Context) (any, error) {
 	return "cancelled", nil
 }
 
+// replay replays the histories of all workflows that were started, and returns how many there were.
+func (p programs) replay(ctx context.Context) (any, error) {
+	replayer := worker.NewWorkflowReplayer()
+	for _, definition := range definitions {
+		replayer.RegisterWorkflow(definition)
+	}
+	for _, run := range *p.started {
+		history := &historypb.History{}
+		events := p.client.GetWorkflowHistory(
+			ctx, run.GetID(), run.GetRunID(), false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT,
+		)
+		for events.HasNext() {
+			event, err := events.Next()
+			if err != nil {
+				return nil, err
+			}
+			history.Events = append(history.Events, event)
+		}
+		if err := replayer.ReplayWorkflowHistory(quiet, history); err != nil {
+			return nil, fmt.Errorf("%s: %w", run.GetID(), err)
+		}
+	}
+	return len(*p.started), nil
+}
+
+var (
+	definitions = []any{Hello, Retried, Timer, Approval, Cancellable}
+	quiet       = sdklog.NewStructuredLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
+)
+
 func main() {
 	address := "127.0.0.1:7233"
 	if len(os.Args) > 1 {
 		address = os.Args[1]
 	}
-	logger := sdklog.NewStructuredLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
-	c, err := client.Dial(client.Options{HostPort: address, Logger: logger})
+	c, err := client.Dial(client.Options{HostPort: address, Logger: quiet})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "dial:", err)
 		os.Exit(2)
 	}
-	p := programs{client: c, queue: "conformance-go-" + uuid.NewString()}
+	p := programs{client: c, queue: "conformance-go-" + uuid.NewString(), started: &[]client.WorkflowRun{}}
 	w := worker.New(c, p.queue, worker.Options{})
-	for _, definition := range []any{Hello, Retried, Timer, Approval, Cancellable} {
+	for _, definition := range definitions {
 		w.RegisterWorkflow(definition)
 	}
 	for _, definition := range []any{Greet, Flaky, Patient} {
@@ -245,6 +282,7 @@ func main() {
 		{"signal", p.signal},
 		{"query", p.query},
 		{"cancel", p.cancel},
+		{"replay", p.replay},
 	} {
 		ctx, done := context.WithTimeout(context.Background(), 30*time.Second)
 		result, err := program.run(ctx)
