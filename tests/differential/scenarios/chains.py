@@ -132,6 +132,32 @@ def cron_refused(s: Script) -> None:
     s.refused("unknown zone", "StartWorkflowExecution", **s.start_fields(cron_schedule="CRON_TZ=No/Where 1 * * * *"))
 
 
+SCHEDULES = (
+    "30 9 * * 1-5",
+    "CRON_TZ=America/New_York 0 9 * * *",
+    "CRON_TZ=Europe/Berlin 30 2 * * SUN",
+    "TZ=Asia/Kolkata 0 0 1 * *",
+    "0 12 */2 * fri",
+    "0 12 13 * fri",
+    "15,45 10-20/3 * jan-jun,dec *",
+    "@yearly",
+    "@weekly",
+    "CRON_TZ=Australia/Lord_Howe @monthly",
+)
+
+
+@scenario("19i", "when schedules come, in time zones and without")
+def cron_times(s: Script) -> None:
+    for number, schedule in enumerate(SCHEDULES):
+        name = f"wf{number}"
+        s.start(name, track=False, cron_schedule=schedule)
+        event = s.wait("WORKFLOW_EXECUTION_STARTED", name)
+        backoff = event.workflow_execution_started_event_attributes.first_workflow_task_backoff
+        due = event.event_time.ToNanoseconds() + backoff.ToNanoseconds()
+        s.note(schedule, f"{due // 60_000_000_000} minutes since 1970")
+        s.terminate(name)
+
+
 def _reset(s: Script, run_id: str, event_id: int, **fields: Any) -> Any:
     return s.client.call(
         "ResetWorkflowExecution",
@@ -205,3 +231,97 @@ def reset_cancelled(s: Script) -> None:
     response = _reset(s, run_id, 4)
     s.track("wf", response.run_id, "after the reset")
     s.complete(s.poll("after the reset"), s.done())
+
+
+@scenario("19j", "a retried workflow forgets what was upserted")
+def retry_after_upserts(s: Script) -> None:
+    s.start(
+        retry_policy={"initial_interval": seconds(1), "maximum_attempts": 2},
+        memo={"fields": {"m": payload("of the start")}},
+    )
+    s.complete(
+        s.poll(),
+        command("MODIFY_WORKFLOW_PROPERTIES", upserted_memo={"fields": {"m": payload("changed")}}),
+        command(
+            "UPSERT_WORKFLOW_SEARCH_ATTRIBUTES",
+            search_attributes={"indexed_fields": {"CustomKeyword": payload("found")}},
+        ),
+        command("FAIL_WORKFLOW_EXECUTION", failure=failure("first")),
+    )
+    s.track("wf", label="second attempt")
+    s.complete(s.poll("of the second attempt"))
+    s.note_description("second attempt")
+    s.terminate()
+
+
+@scenario("chain-guard", "terminate and cancel guarded by the first run of a chain")
+def guarded_by_chain(s: Script) -> None:
+    first = s.start()
+    s.complete(s.poll(), s.timer(after=1.2))
+    s.complete(s.poll(), _continue())
+    s.track("wf", label="next run")
+    fields: dict[str, Any] = {"namespace": NAMESPACE, "identity": CLIENT, "reason": "guarded"}
+    other = "01234567-0123-4123-8123-0123456789ab"
+    s.refused(
+        "of another chain",
+        "TerminateWorkflowExecution",
+        workflow_execution=s.execution(),
+        first_execution_run_id=other,
+        **fields,
+    )
+    s.refused("the closed run", "TerminateWorkflowExecution", workflow_execution=s.execution("wf", first), **fields)
+    s.client.call(
+        "RequestCancelWorkflowExecution",
+        workflow_execution=s.execution("wf", first),
+        first_execution_run_id=first,
+        request_id=s.request("cancel"),
+        **fields,
+    )
+    s.client.call(
+        "TerminateWorkflowExecution",
+        workflow_execution=s.execution("wf", first),
+        first_execution_run_id=first,
+        **fields,
+    )
+
+
+@scenario("21g", "a reset of a run that continued as new; the signal of the next run is applied again")
+def reset_before_continue(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.timer(after=1.2))
+    s.signal("of the first run")
+    s.complete(s.poll())
+    s.complete(s.poll(), _continue())
+    s.track("wf", label="next run")
+    s.complete(s.poll())
+    s.signal("of the next run")
+    response = _reset(s, run_id, 4)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())
+
+
+@scenario("delete", "a workflow is deleted, open or closed")
+def deleted(s: Script) -> None:
+    for name in ("open", "closed"):
+        s.start(name, track=False)
+        task = s.poll()
+        s.complete(task, *([s.done()] if name == "closed" else []))
+        s.note(
+            name,
+            s.client.call("DeleteWorkflowExecution", namespace=NAMESPACE, workflow_execution=s.execution(name)),
+        )
+    fields = {"namespace": NAMESPACE, "workflow_execution": s.execution("nobody")}
+    s.refused("nobody", "DeleteWorkflowExecution", **fields)
+
+
+@scenario("26b", "signal with a delayed start")
+def delayed_signal_with_start(s: Script) -> None:
+    s.note(
+        "answer",
+        s.client.call(
+            "SignalWithStartWorkflowExecution",
+            **s.start_fields(workflow_start_delay=seconds(2), signal_name="first", signal_input=payloads("early")),
+        ),
+    )
+    s.track()
+    s.complete(s.poll("in time"), s.done())

@@ -6,6 +6,7 @@ from typing import Any
 
 from temporalio.api.enums.v1 import update_pb2
 from temporalio.api.update.v1 import message_pb2 as update_v1
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from differential.scenarios import scenario
 from differential.scenarios.pieces import (
@@ -153,3 +154,84 @@ def update_and_signal(s: Script) -> None:
     _outcome(s, waiting)
     s.complete(s.poll("with the signal"))
     s.terminate()
+
+
+@scenario("14b", "update with start of a workflow that runs, and again with the same update id")
+def update_with_start_of_running(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    waiting = s.client.begin("ExecuteMultiOperation", **_update_with_start(s))
+    task = s.poll("with the update")
+    s.complete(task, *answer_commands(), messages=accept_and_complete(task))
+    s.note("answer", waiting.result())
+    again = s.client.call("ExecuteMultiOperation", **_update_with_start(s))
+    s.note("again", again.responses[1].update_workflow.outcome)
+    s.terminate()
+
+
+@scenario("14c", "update with start is refused for either part")
+def update_with_start_refused(s: Script) -> None:
+    s.start()
+    s.refused("running", "ExecuteMultiOperation", **_update_with_start(s, "FAIL"))
+    s.terminate()
+    s.refused("no duplicate", "ExecuteMultiOperation", **_update_with_start(s, reuse="REJECT_DUPLICATE"))
+
+
+@scenario("21i", "an update that was accepted is admitted again by a reset")
+def update_survives_reset(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    waiting = begin_update(s, "u1")
+    task = s.poll("with the update")
+    s.complete(task, *answer_commands(), messages=accept_and_complete(task))
+    _outcome(s, waiting)
+    response = s.client.call(
+        "ResetWorkflowExecution",
+        namespace=NAMESPACE,
+        workflow_execution=s.execution("wf", run_id),
+        reason="try again",
+        workflow_task_finish_event_id=4,
+        request_id=s.request("reset"),
+        identity="script:client",
+    )
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())
+
+
+@scenario("12k", "an update waits for its acceptance only")
+def update_accepted_only(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    fields = {**update_fields(s, "u1"), "wait_policy": {"lifecycle_stage": ACCEPTED}}
+    waiting = s.client.begin("UpdateWorkflowExecution", **fields)
+    task = s.poll("with the update")
+    accepted, _ = _acceptance(task)
+    s.complete(task, *answer_commands(1), messages=[accepted])
+    _outcome(s, waiting)
+    s.terminate()
+    s.refused("after the end", "UpdateWorkflowExecution", **update_fields(s, "u2"))
+
+
+@scenario("12l", "a workflow is terminated while an update waits to be delivered")
+def update_of_terminated(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    waiting = begin_update(s, "u1")
+    s.poll("with the update")
+    s.terminate()
+    _outcome(s, waiting)
+
+
+def _update_with_start(s: Script, conflict: str = "USE_EXISTING", reuse: str = "ALLOW_DUPLICATE") -> dict[str, Any]:
+    operation = ws.ExecuteMultiOperationRequest.Operation
+    start = s.start_fields(
+        workflow_id_conflict_policy=f"WORKFLOW_ID_CONFLICT_POLICY_{conflict}",
+        workflow_id_reuse_policy=f"WORKFLOW_ID_REUSE_POLICY_{reuse}",
+    )
+    return {
+        "namespace": NAMESPACE,
+        "operations": [
+            operation(start_workflow=ws.StartWorkflowExecutionRequest(**start)),
+            operation(update_workflow=ws.UpdateWorkflowExecutionRequest(**update_fields(s, "u1"))),
+        ],
+    }

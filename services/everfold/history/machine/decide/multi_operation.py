@@ -70,7 +70,10 @@ def _belongs(ctx: StepContext, run: Run, start: ws.StartWorkflowExecutionRequest
 
 def _reply(run: Run, started: bool, update_id: str) -> Reply:
     response = ws.ExecuteMultiOperationResponse()
-    response.responses.add().start_workflow.CopyFrom(started_response(run, started))
+    start = response.responses.add().start_workflow
+    start.CopyFrom(started_response(run, started))
+    if not started:
+        start.ClearField("first_execution_run_id")  # as a real server answers here, and only here
     response.responses.add().update_workflow.CopyFrom(update_reference(run, update_id))
     return Reply(serialize(response))
 
