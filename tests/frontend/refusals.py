@@ -149,6 +149,12 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
         "CronSchedule and WorkflowStartDelay may not be used together.",
     ),
     ("StartWorkflowExecution", {**START, "cron_schedule": "61 * * * *"}, BAD, "invalid CronSchedule."),
+    (
+        "StartWorkflowExecution",
+        {**START, "cron_schedule": "0 0 30 2 *"},
+        BAD,
+        "invalid CronSchedule, no time can be found to satisfy the schedule",
+    ),
     ("StartWorkflowExecution", {**START, "cron_schedule": "CRON_TZ=No/Where 1 * * * *"}, BAD, "invalid CronSchedule."),
     ("SignalWithStartWorkflowExecution", {**SIGNAL_START, "signal_name": ""}, BAD, "signal not set"),
     (

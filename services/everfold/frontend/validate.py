@@ -220,8 +220,10 @@ def cron_schedule(message: Any, now_ns: int) -> None:
         cron = parse_cron(message.cron_schedule)
     except BadCron:
         raise invalid("invalid CronSchedule.") from None
-    if not is_zone(cron.zone) or next_time(cron, now_ns) is None:
+    if not is_zone(cron.zone):
         raise invalid("invalid CronSchedule.")
+    if next_time(cron, now_ns) is None:
+        raise invalid("invalid CronSchedule, no time can be found to satisfy the schedule")
 
 
 def retry_policy(message: Any) -> None:
