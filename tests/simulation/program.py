@@ -102,7 +102,8 @@ class _Seen:
     def _read(self, event: history_pb2.HistoryEvent) -> None:
         kind = event.event_type
         if kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED:
-            self.steps = value_of(event.workflow_execution_started_event_attributes.input)
+            given = event.workflow_execution_started_event_attributes.input
+            self.steps = value_of(given) if given.payloads else []
         elif kind == types.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             self.scheduled[event.activity_task_scheduled_event_attributes.activity_id] = event.event_id
         elif kind in _ACTIVITY_ENDS:

@@ -138,8 +138,7 @@ async def _scenario(cluster: Cluster) -> None:
     finished = await _until(cluster, lambda: _at_rest(cluster), _FINISH_S)
     if not finished and not watch.problems:
         watch.problem(f"not everything ended: {_open_runs(cluster)[:5]}, phases {_phases(cluster)}")
-    await asyncio.sleep(5)  # the last OutputsSent
-    await _until(cluster, lambda: _folded(cluster), 30)
+    await _until(cluster, lambda: _drained(cluster), 60)
     for worker in nemesis.workers:
         worker.stop()
     if not watch.problems:
@@ -179,6 +178,11 @@ def _folded(cluster: Cluster) -> bool:
         if sum(process.holds("history", shard) for process in cluster.processes) > 1:
             return False
     return True
+
+
+def _drained(cluster: Cluster) -> bool:
+    """Folded to the end, and the log says that all outputs were acknowledged."""
+    return _folded(cluster) and not any(held.shard.fold.outbox(None, 1) for _, _, held in _held(cluster))
 
 
 def _at_rest(cluster: Cluster) -> bool:
