@@ -8,14 +8,13 @@
     current run        <slot 2> c <namespace id> 00 <workflow id>          -> run id
     mutable state      <slot 2> r <namespace id> 00 <workflow id> 00 <run id>  -> Run
     history            <slot 2> h <run id> <first event id 8>              -> History, protobuf bytes
-    sticky task        <slot 2> s <run>                                    -> empty: a scheduled task without task
-    record parked             <slot 2> p <run> <offset 8>                         -> a quarantined run's waiting
-    records
+    sticky task        <slot 2> s <run>                                    -> empty: scheduled, without task record
+    parked             <slot 2> p <run> <offset 8>                         -> a record that waits for a quarantined run
 
 <run> is `namespace id 00 workflow id 00 run id`. Numbers are big-endian, so that rows sort by them. All of a workflow
 id begins with its slot (0..4095), so that a slot can move to another shard; timers and the outbox sort by time and
-place instead, because they are read that way, and name the slot inside. Example of a history row: `0a3f h 0193…-8…-…
-0000…0007`.
+place instead, because they are read that way, and name the slot inside. A history row, for example:
+`0a3f h 018bcfe5-687b-7cea-951b-8d37a3f0a3e2 0000000000000007`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from everfold.history.machine import keys
+from everfold.kernel.errors import ShardLost
+
+
+class StoreFailed(ShardLost):
+    """The store could not be read: the next host may do better (law 9)."""
 
 
 class RowStore(Protocol):
@@ -47,7 +52,10 @@ class Rows:
             return self._step[key]
         if key in self._batch:
             return self._batch[key]
-        return self._store.get(key)
+        try:
+            return self._store.get(key)
+        except Exception as trouble:
+            raise StoreFailed(f"the store cannot be read: {trouble}") from trouble
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write a row in the step under way."""
@@ -61,11 +69,11 @@ class Rows:
         """Rows with start <= key < end in key order (or against it), pending writes included."""
         pending = {k: v for layer in (self._batch, self._step) for k, v in layer.items() if start <= k < end}
         if not pending:
-            yield from self._store.scan(start, end, reverse=reverse)
+            yield from self._stored(start, end, reverse)
             return
         mine = sorted(pending, reverse=reverse)
         at = 0
-        for key, value in self._store.scan(start, end, reverse=reverse):
+        for key, value in self._stored(start, end, reverse):
             while at < len(mine) and (mine[at] > key if reverse else mine[at] < key):
                 own = pending[mine[at]]
                 if own is not None:
@@ -77,6 +85,17 @@ class Rows:
             own = pending[key]
             if own is not None:
                 yield key, own
+
+    def _stored(self, start: bytes, end: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        rows = self._store.scan(start, end, reverse=reverse)
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as trouble:
+                raise StoreFailed(f"the store cannot be read: {trouble}") from trouble
+            if row is None:
+                return
+            yield row
 
     @property
     def state_hash(self) -> bytes:

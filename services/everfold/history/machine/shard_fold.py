@@ -4,9 +4,9 @@ One `fold` call takes one record and either commits a whole step or leaves nothi
 happens then (law 9):
 
     a decider says no            the reply is the error; nothing else changes
-    the pure step raises         InvariantViolation: the run is quarantined, what arrives for it is parked, the shard
-        goes on a store or memory error      raised to the shell, which gives the shard up a gap, an unknown record
-        `ShardLost`: given up too, another host may do better
+    the pure step raises         the run is quarantined, what arrives for it is parked, the shard goes on
+    a store or memory error      raised to the shell, which gives the shard up
+    a gap, an unknown record     `ShardLost`: given up too, another host may do better
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from everfold.history.machine.turn import workflow_offer
 from everfold.kernel.errors import (
     LogGap,
     LogTruncated,
+    ShardLost,
     StatusError,
     UndecodableRecord,
     UnknownFeatureLevel,
@@ -264,7 +265,7 @@ class ShardFold:
             self._drop(ctx)
             ctx.step.reply = Reply(error=error)
             self._reject_command(ctx, body, error, record)
-        except MemoryError:
+        except (MemoryError, ShardLost):
             raise
         except Exception as error:  # the pure step is the same on every host: so is its failure (law 9)
             self._drop(ctx)
