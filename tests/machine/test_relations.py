@@ -195,3 +195,27 @@ def test_cancel_by_chain_refuses_another_chain(shard: ShardDriver) -> None:
     with pytest.raises(StatusError, match="not found"):
         shard.request("TERMINATE_WORKFLOW", request, workflow_id="w")
     assert shard.fold.run(NAMESPACE_ID, "default", "w", "") is not None
+
+
+def test_a_run_that_closes_in_the_same_task_reaches_nobody(shard: ShardDriver) -> None:
+    shard.start("target")
+    shard.start("parent")
+    commands = [start_child("child", ABANDON), signal_external("target"), cancel_external("target")]
+    shard.complete(shard.poll("parent"), *commands, complete_workflow())
+    shard.deliver()
+    assert shard.fold.run(NAMESPACE_ID, "default", "child", "") is None
+    assert len(shard.history("target").splitlines()) == 2
+
+
+def test_the_first_task_of_each_build_is_a_point_to_reset_to(shard: ShardDriver) -> None:
+    first = shard.start()
+    shard.complete(shard.poll(), start_timer("t", 2), binary_checksum="build-1")
+    shard.sleep(3)
+    shard.complete(shard.poll(), continue_as_new(), binary_checksum="build-2")
+    points = shard.describe().workflow_execution_info.auto_reset_points.points
+    assert [(point.binary_checksum, point.first_workflow_task_completed_id) for point in points] == [
+        ("build-1", 4),
+        ("build-2", 9),
+    ]
+    assert {point.run_id for point in points} == {first}
+    assert all(point.HasField("expire_time") for point in points)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+from temporalio.api.common.v1 import message_pb2 as common_v1
 from temporalio.api.enums.v1 import reset_pb2
 
 from differential.scenarios import scenario
+from differential.scenarios.pieces import start_child, tasks_by_workflow
 from differential.script import CLIENT, NAMESPACE, Script, command, failure, payload, payloads, seconds
 
 
@@ -298,6 +301,57 @@ def reset_before_continue(s: Script) -> None:
     response = _reset(s, run_id, 4)
     s.track("wf", response.run_id, "after the reset")
     s.complete(s.poll("after the reset"), s.done())
+
+
+@scenario("21h", "a reset with a child started before its point")
+def reset_with_child(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), start_child(s))
+    s.track("child")
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id()], s.timer(after=60))
+    response = _reset(s, run_id, 9)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"))
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+    s.complete(s.poll("with the child's result"), s.done())
+
+
+@scenario("upserts", "memo and search attributes are upserted and taken away again")
+def upserts(s: Script) -> None:
+    s.start(memo={"fields": {"a": payload("1"), "b": payload("2")}})
+    null = common_v1.Payload(metadata={"encoding": b"binary/null"})
+    found = {"indexed_fields": {"CustomKeyword": payload("found")}}
+    s.complete(
+        s.poll(),
+        command("MODIFY_WORKFLOW_PROPERTIES", upserted_memo={"fields": {"a": null, "c": payload("3")}}),
+        command("UPSERT_WORKFLOW_SEARCH_ATTRIBUTES", search_attributes=found),
+    )
+    s.note_description("upserted")
+    s.signal("next")
+    gone = {"indexed_fields": {"CustomKeyword": null}}
+    s.complete(s.poll(), command("UPSERT_WORKFLOW_SEARCH_ATTRIBUTES", search_attributes=gone))
+    s.note_description("taken away")
+    s.signal("bad")
+    unknown = {"indexed_fields": {"NoSuchAttribute": payload("x")}}
+    s.completion_refused("unknown", s.poll(), command("UPSERT_WORKFLOW_SEARCH_ATTRIBUTES", search_attributes=unknown))
+    s.terminate()
+
+
+@scenario("3-all", "a signal, a cancel request and a timer wait for the workflow task to end")
+def buffered_in_order(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer("soon", 1), s.activity())
+    activity = s.poll_activity()
+    s.signal("first")
+    task = s.poll()
+    s.complete_activity(activity)
+    s.signal("second")
+    s.cancel()
+    time.sleep(1.5)  # the timer fires behind the running task, where no event shows it yet
+    s.complete(task, s.timer("late", 60))
+    s.complete(s.poll("with all of it"), s.done())
 
 
 @scenario("delete", "a workflow is deleted, open or closed")

@@ -155,3 +155,57 @@ def signal_to_closed(s: Script) -> None:
     signal = "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION"
     s.complete(s.poll(), command(signal, namespace=NAMESPACE, execution=s.execution("closed"), signal_name="late"))
     s.complete(s.poll("answered"), s.done())
+
+
+@scenario("6l", "a child is retried; its parent hears of the last attempt only")
+def child_retried(s: Script) -> None:
+    s.start()
+    policy = {"initial_interval": seconds(1), "maximum_attempts": 2}
+    s.complete(s.poll(), start_child(s, retry_policy=policy))
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id()])
+    s.complete(tasks[s.id("child")], command("FAIL_WORKFLOW_EXECUTION", failure=failure("first")))
+    task = s.poll("second attempt")
+    s.track("child", task.workflow_execution.run_id, "child's second attempt")
+    s.complete(task, command("FAIL_WORKFLOW_EXECUTION", failure=failure("second")))
+    s.complete(s.poll("with the child's failure"), s.done())
+
+
+@scenario("6m", "a child is refused by its id policy")
+def child_refused(s: Script) -> None:
+    s.start("child")
+    s.complete(s.poll(), s.done())
+    s.start()
+    rejecting = start_child(s, workflow_id_reuse_policy=workflow_pb2.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE)
+    s.complete(s.poll(), rejecting)
+    s.complete(s.poll("refused"), s.done())
+
+
+@scenario("6n", "a child with a cron schedule")
+def child_with_schedule(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s, cron_schedule="@every 1s"))
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id()])
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+    task = s.poll("second time")
+    s.track("child", task.workflow_execution.run_id, "child's second time")
+    s.complete(task, command("CANCEL_WORKFLOW_EXECUTION"))
+    s.complete(s.poll("child is cancelled"), s.done())
+
+
+@scenario("6o", "a parent that closes in the task in which it starts a child reaches nobody")
+def child_of_closed(s: Script) -> None:
+    s.start("target")
+    s.complete(s.poll(), s.timer(after=60))
+    s.start()
+    s.complete(
+        s.poll(),
+        start_child(s, parent_close_policy=ABANDON),
+        command("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION", execution=s.execution("target"), signal_name="never sent"),
+        command("REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION", workflow_id=s.id("target")),
+        s.done(),
+    )
+    s.note("task of the child or target", bool(s.poll_once(timeout=3).task_token))
+    s.refused("child", "DescribeWorkflowExecution", namespace=NAMESPACE, execution=s.execution("child"))
+    s.terminate("target")

@@ -5,6 +5,7 @@ Temporal: workflow_task_completed_handler.go, command_attr_validator.go, transfe
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from temporalio.api.command.v1 import message_pb2 as command_pb2
@@ -98,7 +99,9 @@ def start_child(
         "user_metadata": serialize(event.user_metadata) if event.HasField("user_metadata") else b"",
     }
     facts = ctx.zone_facts(parse_cron(attributes.cron_schedule).zone) if attributes.cron_schedule else {}
-    send(ctx, run.namespace, run.namespace_id, attributes.workflow_id, "", "StartChild", message, facts)
+    completion.messages.append(
+        partial(send, ctx, run.namespace, run.namespace_id, attributes.workflow_id, "", "StartChild", message, facts)
+    )
     return event
 
 
@@ -165,7 +168,9 @@ def signal_external(
         "child_only": attributes.child_workflow_only,
     }
     target = attributes.execution
-    send(turn.ctx, run.namespace, run.namespace_id, target.workflow_id, target.run_id, "Signal", message)
+    completion.messages.append(
+        partial(send, turn.ctx, run.namespace, run.namespace_id, target.workflow_id, target.run_id, "Signal", message)
+    )
     return event
 
 
@@ -198,7 +203,18 @@ def cancel_external(
         "child_only": attributes.child_workflow_only,
         "reason": attributes.reason,
     }
-    send(turn.ctx, run.namespace, run.namespace_id, attributes.workflow_id, attributes.run_id, "Cancel", message)
+    completion.messages.append(
+        partial(
+            send,
+            turn.ctx,
+            run.namespace,
+            run.namespace_id,
+            attributes.workflow_id,
+            attributes.run_id,
+            "Cancel",
+            message,
+        )
+    )
     return event
 
 

@@ -86,6 +86,9 @@ def handle_commands(turn: Turn, completed_event_id: int, request: ws.RespondWork
     for message in messages.rest():
         updates.handle_message(turn, message)
     if turn.run.running:
+        # As on a real server, a run that closes in the same task reaches nobody: no child starts, no signal is sent.
+        for send in completion.messages:
+            send()
         _dispatch_activities(turn, request.identity, eager, completion)
     return completion
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,6 +43,8 @@ class Completion:
     wants_task: bool = False
     #: scheduled event ids of activities handed to the completing worker in the answer
     eager: list[int] = field(default_factory=list)
+    #: messages to other workflows, sent if the run is still open after the last command
+    messages: list[Callable[[], None]] = field(default_factory=list)
 
 
 def check_id(limits: Limits, what: str, value: str, command: str, cause: str) -> None:
