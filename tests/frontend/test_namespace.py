@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 
 import pytest
+from temporalio.api.operatorservice.v1 import request_response_pb2 as op
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.kernel.errors import Code, StatusError
@@ -132,6 +133,36 @@ def test_deprecating_goes_to_shard_0_once() -> None:
         for _ in range(2):
             await frontend.call("DeprecateNamespace", request, ws.DeprecateNamespaceResponse)
         assert frontend.router.only().args[:2] == ["DEPRECATE_NAMESPACE", DEFAULT.namespace_id]
+
+    run(scenario)
+
+
+def test_a_deletion_names_the_id_and_answers_with_the_name_that_is_left() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        def decide(*_: object) -> bytes:
+            frontend.namespaces.put(dataclasses.replace(DEFAULT, version=2, state=STATE_DELETED, deleted=True))
+            return b""
+
+        frontend.router.answers["history", "execute"] = decide
+        request = op.DeleteNamespaceRequest(namespace="default")
+        deleted = await frontend.call("DeleteNamespace", request, op.DeleteNamespaceResponse)
+        assert deleted.deleted_namespace == f"default-deleted-{DEFAULT.namespace_id[:5]}"
+        kind, *_, message, _ = frontend.router.only().args
+        assert kind == "DELETE_NAMESPACE"
+        assert op.DeleteNamespaceRequest.FromString(message).namespace_id == DEFAULT.namespace_id
+        error = await frontend.error("DescribeNamespace", ws.DescribeNamespaceRequest(namespace="default"))
+        assert error.code == Code.NOT_FOUND
+
+    run(scenario)
+
+
+def test_an_update_with_an_empty_replication_config_is_taken() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.UpdateNamespaceRequest(namespace="default", replication_config={})
+        await frontend.call("UpdateNamespace", request, ws.UpdateNamespaceResponse)
+        request.replication_config.active_cluster_name = "elsewhere"
+        error = await frontend.error("UpdateNamespace", request)
+        assert error.code == Code.UNIMPLEMENTED
 
     run(scenario)
 
