@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
@@ -29,7 +30,12 @@ def test_a_wrong_setting_is_named_and_put_right(kafka: KafkaSettings) -> None:
     name = kafka.topic(SHARD_LOG)
     admin = AdminClient(kafka.client("test"))
     admin.create_topics([NewTopic(name, 2, 1, config={"cleanup.policy": "compact"})])[name].result(timeout=20)
-    found = {difference.what: str(difference) for difference in check_topics(kafka, SHAPE, [SHARD_LOG])}
+    deadline = time.monotonic() + 20
+    while True:  # a topic that was created is in the brokers' metadata a moment later
+        found = {difference.what: str(difference) for difference in check_topics(kafka, SHAPE, [SHARD_LOG])}
+        if "cleanup.policy" in found or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     assert found["cleanup.policy"] == f"{name}: cleanup.policy: expected delete, found compact"
     assert "expected LogAppendTime, found CreateTime" in found["message.timestamp.type"]
     assert "expected -1, found 604800000" in found["retention.ms"]
