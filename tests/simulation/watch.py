@@ -55,7 +55,12 @@ class Watch:
 
     def shard_lost(self, number: int, reason: BaseException, wipe: bool) -> None:
         """An owner gave a shard up."""
-        self.counts[f"lost:{type(reason).__name__}"] += 1
+        name = type(reason).__name__
+        self.counts[f"lost:{name}"] += 1
+        of_disk = name in ("DiskTrouble", "StoreFailed")
+        of_kafka = name in ("LogTruncated", "HashMismatch") and number in self.cut_shards
+        if not of_disk and not of_kafka:
+            self.problem(f"shard {number} was given up without need: {reason!r}", reason)
 
     def folded(self, fold: WatchedFold, record: LogRecord, step: Step, clock_before: int) -> None:
         """One step, by anybody."""
