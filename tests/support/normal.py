@@ -2,7 +2,8 @@
 
 A message becomes a list of `path = value` lines in field-number order. Masked, as they differ from run to run:
 times, task ids, run ids and other uuids (numbered by first appearance, so that *which* id stands where still counts),
-namespace ids, request ids and identities that the script did not choose itself, sizes in bytes. Everything else counts.
+namespace ids, request ids and identities that the script did not choose itself, sizes in bytes, how long a cron run
+waits for its time. Everything else counts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, Final
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from temporalio.api.enums.v1.event_type_pb2 import EventType
-from temporalio.api.history.v1.message_pb2 import HistoryEvent
+from temporalio.api.enums.v1.workflow_pb2 import CONTINUE_AS_NEW_INITIATOR_RETRY
+from temporalio.api.history.v1.message_pb2 import HistoryEvent, WorkflowExecutionStartedEventAttributes
 
 OURS: Final = "script:"
 """Identities and request ids that begin so were chosen by the script and are compared."""
@@ -64,7 +66,9 @@ class Normaliser:
             if field.name in _LEFT_OUT:
                 continue
             path = f"{prefix}.{field.name}" if prefix else field.name
-            if _is_map(field):
+            if field.name == "first_workflow_task_backoff" and _by_cron(message):
+                yield f"{path} = <until due>"
+            elif _is_map(field):
                 for key in sorted(value):
                     yield from self._value(_map_value(field), value[key], f"{path}[{key}]")
             elif field.is_repeated:
@@ -111,6 +115,13 @@ class Normaliser:
             return repr(self.text(value.decode()))
         except UnicodeDecodeError:
             return f"base64 {base64.b64encode(value).decode()}"
+
+
+def _by_cron(message: Message) -> bool:
+    """Whether a run begins at its cron schedule's time: its wait depends on the second in which the last one closed."""
+    if not isinstance(message, WorkflowExecutionStartedEventAttributes):
+        return False
+    return bool(message.cron_schedule) and message.initiator != CONTINUE_AS_NEW_INITIATOR_RETRY
 
 
 def _is_map(field: FieldDescriptor) -> bool:
