@@ -14,7 +14,6 @@ from everfold.frontend import tokens, validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, invalid, parse
 from everfold.frontend.failures import server_failure, truncated
-from everfold.runtime.namespaces import Namespace
 
 _RESULT_TOO_LARGE = "Complete result exceeds size limit."
 _FAILURE_TOO_LARGE = "Failure exceeds size limit."
@@ -69,11 +68,11 @@ class ActivityHandlers:
                 namespace=message.namespace,
                 failure=server_failure(too_large),
             )
-            await self._execute(
+            await self._core.execute(
                 context, "FAIL_ACTIVITY", namespace, token.workflow_id, token.run_id, failed.SerializeToString()
             )
             return _gave_up(kind)
-        return await self._execute(context, kind, namespace, token.workflow_id, token.run_id, request)
+        return await self._core.execute(context, kind, namespace, token.workflow_id, token.run_id, request)
 
     # By id ------------------------------------------------------------------------------------------------------------
 
@@ -119,7 +118,7 @@ class ActivityHandlers:
                 identity=message.identity,
                 failure=server_failure(too_large),
             )
-            await self._execute(
+            await self._core.execute(
                 context,
                 "FAIL_ACTIVITY_BY_ID",
                 namespace,
@@ -128,15 +127,9 @@ class ActivityHandlers:
                 failed.SerializeToString(),
             )
             return _gave_up(kind)
-        return await self._execute(context, kind, namespace, message.workflow_id, message.run_id, request)
+        return await self._core.execute(context, kind, namespace, message.workflow_id, message.run_id, request)
 
     # Both -------------------------------------------------------------------------------------------------------------
-
-    async def _execute(
-        self, context: CallContext, kind: str, namespace: Namespace, workflow_id: str, run_id: str, request: bytes
-    ) -> bytes:
-        left = self._core.seconds_left(context)
-        return await self._core.backend.execute(kind, namespace, workflow_id, run_id, request, left)
 
     def _over(self, message: Any, request: bytes, field: str) -> bool:
         limit = self._core.limits.blob_bytes_max

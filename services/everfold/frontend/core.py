@@ -100,6 +100,13 @@ class Core:
             raise StatusError(Code.DEADLINE_EXCEEDED, "the deadline passed before the request was served")
         return left
 
+    async def execute(
+        self, context: CallContext, kind: str, namespace: Namespace, workflow_id: str, run_id: str, request: bytes
+    ) -> bytes:
+        """The fold's answer to a request on a workflow, within the caller's deadline."""
+        left = self.seconds_left(context)
+        return await self.backend.execute(kind, namespace, workflow_id, run_id, request, left)
+
     async def namespace(self, name: str, api_class: str = "call", allowed: tuple[int, ...] = USABLE) -> Namespace:
         """The namespace of a request, once its rate allows the call.
 

@@ -23,9 +23,8 @@ class WorkflowTaskHandlers:
         token, namespace = await tokens.workflow_task(core, message)
         validate.identity(message.identity, core.limits.id_bytes_max)
         validate.refuse_unbuilt(message)
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "COMPLETE_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request, left
+        return await core.execute(
+            context, "COMPLETE_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request
         )
 
     async def failed(self, context: CallContext, request: bytes) -> bytes:
@@ -39,7 +38,4 @@ class WorkflowTaskHandlers:
             failure.cause.CopyFrom(truncated(message.failure))
             message.failure.CopyFrom(failure)
             request = message.SerializeToString(deterministic=True)
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "FAIL_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request, left
-        )
+        return await core.execute(context, "FAIL_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request)

@@ -71,8 +71,7 @@ class WorkflowHandlers:
         prepare_start(core, message, namespace, len(request))
         validate.refuse_unbuilt(message)
         accepted = message.SerializeToString(deterministic=True)
-        left = core.seconds_left(context)
-        return await core.backend.execute("START_WORKFLOW", namespace, message.workflow_id, "", accepted, left)
+        return await core.execute(context, "START_WORKFLOW", namespace, message.workflow_id, "", accepted)
 
     async def signal_with_start(self, context: CallContext, request: bytes) -> bytes:
         """SignalWithStartWorkflowExecution."""
@@ -115,10 +114,7 @@ class WorkflowHandlers:
         if len(request) > limits.memo_bytes_max:
             validate.memo(message.memo.ByteSize(), limits.memo_bytes_max)
         accepted = message.SerializeToString(deterministic=True)
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "SIGNAL_WITH_START_WORKFLOW", namespace, message.workflow_id, "", accepted, left
-        )
+        return await core.execute(context, "SIGNAL_WITH_START_WORKFLOW", namespace, message.workflow_id, "", accepted)
 
     async def signal(self, context: CallContext, request: bytes) -> bytes:
         """SignalWorkflowExecution."""
@@ -137,9 +133,8 @@ class WorkflowHandlers:
         # One without a request id stays so: it is a new signal each time, as in Temporal.
         if validate.too_long(message.request_id, limits.id_bytes_max):
             raise invalid("RequestId length exceeds limit.")
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "SIGNAL_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request, left
+        return await core.execute(
+            context, "SIGNAL_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request
         )
 
     async def request_cancel(self, context: CallContext, request: bytes) -> bytes:
@@ -153,9 +148,8 @@ class WorkflowHandlers:
         if not message.request_id:
             validate.fill_request_id(message, limits.id_bytes_max)
             request = message.SerializeToString(deterministic=True)
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "REQUEST_CANCEL_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request, left
+        return await core.execute(
+            context, "REQUEST_CANCEL_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request
         )
 
     async def terminate(self, context: CallContext, request: bytes) -> bytes:
@@ -173,9 +167,8 @@ class WorkflowHandlers:
             message.reason = message.reason or _USER_TERMINATE_REASON
             message.identity = message.identity or _USER_TERMINATE_IDENTITY
             request = message.SerializeToString(deterministic=True)
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "TERMINATE_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request, left
+        return await core.execute(
+            context, "TERMINATE_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request
         )
 
     async def reset(self, context: CallContext, request: bytes) -> bytes:
@@ -191,9 +184,8 @@ class WorkflowHandlers:
         validate.identity(message.identity, limits.id_bytes_max)
         validate.reapply(message)
         validate.refuse_unbuilt(message)
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "RESET_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request, left
+        return await core.execute(
+            context, "RESET_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request
         )
 
     async def delete(self, context: CallContext, request: bytes) -> bytes:
@@ -202,9 +194,8 @@ class WorkflowHandlers:
         message = parse(ws.DeleteWorkflowExecutionRequest, request)
         namespace = await core.namespace(message.namespace)
         execution = validate.execution(message, "workflow_execution")
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "DELETE_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request, left
+        return await core.execute(
+            context, "DELETE_WORKFLOW", namespace, execution.workflow_id, execution.run_id, request
         )
 
     async def reset_sticky(self, context: CallContext, request: bytes) -> bytes:
@@ -213,10 +204,7 @@ class WorkflowHandlers:
         message = parse(ws.ResetStickyTaskQueueRequest, request)
         namespace = await core.namespace(message.namespace)
         execution = validate.execution(message, "execution")
-        left = core.seconds_left(context)
-        return await core.backend.execute(
-            "RESET_STICKY", namespace, execution.workflow_id, execution.run_id, request, left
-        )
+        return await core.execute(context, "RESET_STICKY", namespace, execution.workflow_id, execution.run_id, request)
 
     async def describe(self, context: CallContext, request: bytes) -> bytes:
         """DescribeWorkflowExecution."""
@@ -233,9 +221,7 @@ class WorkflowHandlers:
         waits = message.wait_new_event
         namespace = await core.namespace(message.namespace, "poll" if waits else "call")
         execution = validate.execution(message, "execution")
-        if message.maximum_page_size <= 0 or message.maximum_page_size > limits.history_page_events_max:
-            message.maximum_page_size = limits.history_page_events_max
-            request = message.SerializeToString(deterministic=True)
+        request = self._with_page_size(message, request)
         left = core.seconds_left(context)
         if not waits:
             return await core.backend.read("history", namespace, execution.workflow_id, request, left)
@@ -249,12 +235,22 @@ class WorkflowHandlers:
 
     async def history_reverse(self, context: CallContext, request: bytes) -> bytes:
         """GetWorkflowExecutionHistoryReverse."""
-        core, limits = self._core, self._core.limits
+        core = self._core
         message = parse(ws.GetWorkflowExecutionHistoryReverseRequest, request)
         namespace = await core.namespace(message.namespace)
         execution = validate.execution(message, "execution")
-        if message.maximum_page_size <= 0 or message.maximum_page_size > limits.history_page_events_max:
-            message.maximum_page_size = limits.history_page_events_max
-            request = message.SerializeToString(deterministic=True)
+        request = self._with_page_size(message, request)
         left = core.seconds_left(context)
         return await core.backend.read("history_reverse", namespace, execution.workflow_id, request, left)
+
+    def _with_page_size(
+        self,
+        message: ws.GetWorkflowExecutionHistoryRequest | ws.GetWorkflowExecutionHistoryReverseRequest,
+        request: bytes,
+    ) -> bytes:
+        """The request with a page of at most the limit, which is also the default."""
+        longest = self._core.limits.history_page_events_max
+        if 0 < message.maximum_page_size <= longest:
+            return request
+        message.maximum_page_size = longest
+        return message.SerializeToString(deterministic=True)
