@@ -240,6 +240,7 @@ class ShardDriver:
                 "stamp": offer.stamp,
                 "request_id": request_id or self.request_id(),
                 "poll": poll.SerializeToString(),
+                "task_id": offer.task_id,
             },
             workflow_id=offer.workflow_id,
             run_id=offer.run_id,
@@ -255,6 +256,7 @@ class ShardDriver:
         """Takes the offered activity task as a worker would."""
         offer = offer or self.take_offer("activity")
         poll = ws.PollActivityTaskQueueRequest(identity="worker")
+        poll.task_queue.name = offer.task_queue
         step = self.append(
             "START_ACTIVITY_TASK",
             {
@@ -263,6 +265,7 @@ class ShardDriver:
                 "stamp": offer.stamp,
                 "request_id": request_id or self.request_id(),
                 "poll": poll.SerializeToString(),
+                "task_id": offer.task_id,
             },
             workflow_id=offer.workflow_id,
             run_id=offer.run_id,

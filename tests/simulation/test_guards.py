@@ -23,6 +23,7 @@ pytestmark = [
         "outbox_resend",
         "start_dedupe",
         "task_start",
+        "task_leftover",
         "origin_chain",
         "request_id_dedupe",
         "shard_clock",

@@ -36,6 +36,7 @@ from everfold.history.machine.decide import (
     updates,
     workflow_task,
 )
+from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
 from everfold.history.machine.outputs import emit_visibility
 from everfold.history.machine.rejections import namespace_not_found
 from everfold.history.machine.rows import Rows, RowStore
@@ -43,6 +44,7 @@ from everfold.history.machine.state import Run, decode_run, encode_run
 from everfold.history.machine.step import DueTimer, Guards, OutboxRow, Reply, RunKey, Step, TaskOffer
 from everfold.history.machine.turn import workflow_offer
 from everfold.kernel.errors import (
+    Code,
     LogGap,
     LogTruncated,
     ShardLost,
@@ -265,6 +267,8 @@ class ShardFold:
             self._drop(ctx)
             ctx.step.reply = Reply(error=error)
             self._reject_command(ctx, body, error, record)
+            if error.code == Code.NOT_FOUND and kind in LEFTOVERS:
+                void_leftover(ctx, self._run_of(ctx, body), kind, body)
         except (MemoryError, ShardLost):
             raise
         except Exception as error:  # the pure step is the same on every host: so is its failure (law 9)

@@ -150,3 +150,4 @@ class Guards:
     shard_clock: bool = True
     epoch_check: bool = True
     task_start: bool = True
+    task_leftover: bool = True
