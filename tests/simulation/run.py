@@ -209,8 +209,7 @@ def _open_runs(cluster: Cluster) -> list[str]:
         for key, row in held.shard._store._store.rows.items():
             if key[2:3] == b"r" and not key.startswith(b"\xff"):
                 state = decode_run(row)
-                # A start that Kafka lost has left its task's tombstone behind: such a workflow may wait for ever.
-                if state.running and state.workflow_id not in cluster.watch.tainted:
+                if state.running:
                     task = state.workflow_task
                     found.append(
                         f"{state.workflow_id} next event {state.next_event_id} workflow task "

@@ -24,6 +24,7 @@ pytestmark = [
         "start_dedupe",
         "task_start",
         "task_leftover",
+        "offer_again",
         "origin_chain",
         "request_id_dedupe",
         "shard_clock",

@@ -151,3 +151,4 @@ class Guards:
     epoch_check: bool = True
     task_start: bool = True
     task_leftover: bool = True
+    offer_again: bool = True
