@@ -55,5 +55,6 @@ for _module in (
     "children",
     "chains",
     "updates",
+    "update_failures",
 ):
     importlib.import_module(f"{__name__}.{_module}")
