@@ -56,5 +56,6 @@ for _module in (
     "chains",
     "updates",
     "update_failures",
+    "activity_resets",
 ):
     importlib.import_module(f"{__name__}.{_module}")

@@ -24,6 +24,7 @@ from everfold.history.machine.context import NamespaceInfo, StepContext, run_row
 from everfold.history.machine.deadlines import next_deadline
 from everfold.history.machine.decide import (
     activity,
+    activity_reset,
     cross_run,
     multi_operation,
     namespace,
@@ -700,6 +701,7 @@ _BY_NAMESPACE: Final[dict[str, ByNamespace]] = {
     "MULTI_OPERATION": multi_operation.decide_multi_operation,
     "DELETE_WORKFLOW": purge.decide_delete,
     "RESET_WORKFLOW": reset.decide_reset,
+    "RESET_ACTIVITY": activity_reset.decide_reset_activity,
     "COMPLETE_ACTIVITY_BY_ID": activity.decide_complete_activity_by_id,
     "FAIL_ACTIVITY_BY_ID": activity.decide_fail_activity_by_id,
     "CANCEL_ACTIVITY_BY_ID": activity.decide_cancel_activity_by_id,
