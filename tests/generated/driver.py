@@ -324,6 +324,8 @@ class Driver:
         while not waits:
             await asyncio.sleep(0.2)
             waits, _ = await self._until(lambda: handle.query("waits_for_client"), "the query")
+            if not waits and (await self._until(handle.describe, "the description"))[0].close_time is not None:
+                return  # it ended otherwise, which its outcome will show
         execution = WorkflowExecution(workflow_id=self._workflow_id)
         request_id = f"{self._workflow_id}/end"
         call: Callable[[], Awaitable[Any]]
@@ -401,14 +403,21 @@ class Driver:
 
     async def _until(self, call: Callable[[], Awaitable[T]], what: str) -> tuple[T, bool]:
         """Calls until there is an answer; returns it, and whether it took more than one call."""
-        pause, repeated = 0.05, False
         self.waits_for.append(what)
+        try:
+            answer = await self._repeat(call, what)
+        except Exception:  # not a cancellation: then `waits_for` is what is asked for
+            self.waits_for.remove(what)
+            raise
+        self.waits_for.remove(what)
+        self._play.answered += 1
+        return answer
+
+    async def _repeat(self, call: Callable[[], Awaitable[T]], what: str) -> tuple[T, bool]:
+        pause, repeated = 0.05, False
         while True:
             try:
-                answer = await call()
-                self._play.answered += 1
-                self.waits_for.remove(what)
-                return answer, repeated
+                return await call(), repeated
             except WorkflowUpdateRPCTimeoutOrCancelledError:
                 pass
             except RPCError as error:

@@ -108,7 +108,7 @@ class _Maker:
     def root(self) -> Program:
         end = self._pick(ENDS)
         lanes = [] if end in SEALED else self._lanes()
-        steps = self._simple_steps(1, 4) if end in SEALED else self._steps(0, self._chance.randint(2, 6))
+        steps = self._sealed(end) if end in SEALED else self._steps(0, self._chance.randint(2, 6))
         # CAN and waits only at the top: what is carried to the next run is then plain data.
         steps += self._waits(lanes)
         self._chance.shuffle(steps)
@@ -124,6 +124,10 @@ class _Maker:
             "end": self._end(end),
             "lanes": lanes,
         }
+
+    def _sealed(self, end: str) -> list[Step]:
+        # How far a run comes before its timeout is a matter of time: such a program only waits.
+        return [] if end == "timed_out" else self._simple_steps(1, 4)
 
     # ---- what comes from outside ------------------------------------------------
 
@@ -172,7 +176,7 @@ class _Maker:
                 for kind in self._chance.sample(("timer", "activity", "child"), self._chance.choice((0, 1, 1, 2, 3)))
             ]
         elif kind == "timed_out":
-            end["run_timeout_ms"] = 4000
+            end["run_timeout_ms"] = 2000
         return end
 
     # ---- steps ------------------------------------------------------------------
@@ -253,7 +257,7 @@ class _Maker:
             end = "complete" if step["policy"] == "ABANDON" else "cancelled"
             step["program"] = self._program(self._simple_steps(0, 1) if end == "complete" else [], end)
         elif how == "timeout":
-            step["program"] = self._program(self._simple_steps(0, 0), "cancelled")
+            step["program"] = self._program([], "cancelled")
             step["run_timeout_ms"] = 1000
         elif how == "duplicate":
             step["program"] = self._program([], "cancelled")
@@ -280,11 +284,8 @@ class _Maker:
 
     def _forever_child(self, end: str) -> Step:
         """A child that says when it is ready to be cancelled, and waits for it."""
-        program = self._program([], end)
-        program["steps"] = [
-            *self._simple_steps(0, 1),
-            {"do": "signal_parent", "channel": program["id"], "text": self._text()},
-        ]
+        program = self._program(self._simple_steps(0, 1), end)
+        program["end"]["ready"] = {"do": "signal_parent", "channel": program["id"], "text": self._text()}
         program["end"]["cleanup"] = self._chance.random() < 0.5
         return {
             "do": "child",

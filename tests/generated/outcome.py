@@ -155,7 +155,7 @@ def kinds(runs: list[list[HistoryEvent]], left: frozenset[str]) -> dict[str, int
             kind = kind_of(event)
             if kind.startswith("WORKFLOW_TASK_") or kind == "ACTIVITY_TASK_STARTED":
                 continue
-            attributes: Any = getattr(event, str(event.WhichOneof("attributes")))
+            attributes: Any = getattr(event, event.WhichOneof("attributes") or "", None)
             name = ""
             if kind.startswith("ACTIVITY_TASK_"):
                 if kind == "ACTIVITY_TASK_SCHEDULED":
