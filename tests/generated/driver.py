@@ -354,9 +354,7 @@ class Driver:
             if step["do"] == "child" and (step["how"] == "leave" or step.get("by") == "try")
         )
         self.outcome.root = await self._chain(self._workflow_id, left, Sent(self._signals, frozenset(self._updates)))
-        children = [step["program"]["id"] for step in walk(self._program) if step["do"] == "child"]
-        children += [one["program"]["id"] for one in self._program["end"].get("pending", ()) if one["do"] == "child"]
-        for name in children:
+        for name in _children(self._program):
             nobody = Sent({}, frozenset())
             self.outcome.children[name] = await self._chain(self._child_id(name), left, nobody)
 
@@ -426,6 +424,29 @@ class Driver:
             repeated = True
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
+
+
+async def where_they_stand(play: Play, last: int = 12) -> list[str]:
+    """The last events of each program that did not end, and of its children."""
+    client = await Client.connect(play.address)
+    found = []
+    for program in play.programs:
+        if not any("did not end" in fault for fault in play.outcomes[program["id"]].faults):
+            continue
+        for name in (program["id"], *_children(program)):
+            try:
+                history = await client.get_workflow_handle(f"{play.nonce}:{name}").fetch_history()
+            except RPCError as error:
+                found.append(f"{name}: {error.message}")
+                continue
+            events = [f"{event.event_id} {kind_of(event)}" for event in history.events]
+            found.append(f"{name} stands at {', '.join(events[-last:])}")
+    return found
+
+
+def _children(program: Program) -> list[str]:
+    pending = [one for one in program["end"].get("pending", ()) if one["do"] == "child"]
+    return [step["program"]["id"] for step in (*walk(program), *pending) if step["do"] == "child"]
 
 
 def _came_late(refused: Refused) -> bool:
