@@ -81,6 +81,24 @@ def update_before_delayed_start(s: Script) -> None:
     _outcome(s, waiting)
 
 
+@scenario("12v", "the first task of a delayed start leaves no trace when it only rejects an update")
+def update_rejected_before_delayed_start(s: Script) -> None:
+    s.start(workflow_start_delay=seconds(3600))
+    waiting = begin_update(s, "u1")
+    task = s.poll("with the update")
+    asked = task.messages[0]
+    rejection = update_v1.Rejection(
+        rejected_request_message_id=asked.id, rejected_request_sequencing_event_id=asked.event_id
+    )
+    rejection.failure.message = "not now"
+    s.complete(task, messages=[message(asked, "reject", rejection)])
+    _outcome(s, waiting)
+    waiting = begin_update(s, "u2")
+    task = s.poll("with the other update")
+    s.complete(task, *answer_commands(update_id="u2"), s.done(), messages=accept_and_complete(task))
+    _outcome(s, waiting)
+
+
 @scenario("12d", "a workflow completes with an accepted update open")
 def update_left_open(s: Script) -> None:
     s.start()

@@ -46,11 +46,11 @@ def decide_multi_operation(ctx: StepContext, namespace: NamespaceInfo, message: 
         run_id = ctx.new_id()
         make_room(ctx, start, current, run_id)
         turn = create_run(ctx, namespace, start, run_id)
+        schedule_workflow_task(turn)  # before the update, which would be content with a speculative one
         at = _UPDATE
         admit_update(ctx, turn.run, update, turn)
     except StatusError as error:
         raise _failed(error, at) from None
-    schedule_workflow_task(turn)
     turn.finish()
     return _reply(turn.run, True, update_id)
 

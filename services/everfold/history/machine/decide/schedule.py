@@ -69,7 +69,7 @@ def schedule_speculative_task(turn: Turn) -> None:
         return
     # Unlike a signal, an update does not wait for a delayed start (updateworkflow/api.go, ApplyRequest).
     run.first_task_at_ns = 0
-    if run.buffered or run.workflow_task_attempt > 1 or not run.last_completed_started_id:
+    if run.buffered or run.workflow_task_attempt > 1:
         schedule_workflow_task(turn)
         return
     task = run.workflow_task = WorkflowTask()
