@@ -232,7 +232,10 @@ class ShardFold:
             return stamp_ns
         proposed_ns = body["proposer"]["clock_ns"]
         if proposed_ns:
-            stamp_ns = min(stamp_ns, proposed_ns + CLOCK_LEAD_MAX_NS)
+            # A message carries its sender's shard time, which has had its lead: shards must not push each other ahead.
+            origin = body["origin"]
+            lead_ns = 0 if origin is not None and origin["source"] == "SHARD_LOG" else CLOCK_LEAD_MAX_NS
+            stamp_ns = min(stamp_ns, proposed_ns + lead_ns)
         return max(self.meta.clock_ns, stamp_ns)
 
     def _advance(self, record: LogRecord, now_ns: int) -> None:
