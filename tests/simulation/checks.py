@@ -296,13 +296,19 @@ def _check_tasks(cluster: Cluster) -> None:
 
 
 def tasks_left(cluster: Cluster) -> list[dict[str, Any]]:
-    """The tasks that compaction leaves on their topics."""
+    """The tasks that compaction leaves on their topics.
+
+    Not those of workflows that Kafka lost records of: a start in the lost tail may have been answered while its
+    tombstone was never sent. Matching takes such a task for started until it takes its partition anew.
+    """
     left = []
     for topic in (WORKFLOW_TASKS.name, ACTIVITY_TASKS.name):
         for partition in range(cluster.task_partitions):
             for record in cluster.broker.logs[topic, partition].compacted():
                 if record.value is not None:
-                    left.append(codec.decode(record.value)[1])
+                    task = codec.decode(record.value)[1]
+                    if task["workflow_id"] not in cluster.watch.tainted:
+                        left.append(task)
     return left
 
 
