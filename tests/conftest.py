@@ -20,6 +20,7 @@ ALONE = frozenset(
         "conformance",
         "crash",
         "differential",
+        "generated",
         "integration",
         "packaging",
         "simulation",

@@ -105,7 +105,8 @@ def _log(bootstrap: str, topic: str, partition: int, last: int) -> Iterator[LogR
     offset = -1
     try:
         while offset < last:
-            messages = consumer.consume(500, 30.0)
+            # Not more than there are: consume waits its whole time for those that are missing.
+            messages = consumer.consume(min(500, last - offset), 30.0)
             assert messages, f"{topic}/{partition} ends at {offset}; the store is at {last}"
             for message in messages:
                 assert message.error() is None, message.error()

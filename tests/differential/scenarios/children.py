@@ -209,3 +209,18 @@ def child_of_closed(s: Script) -> None:
     s.note("task of the child or target", bool(s.poll_once(timeout=3).task_token))
     s.refused("child", "DescribeWorkflowExecution", namespace=NAMESPACE, execution=s.execution("child"))
     s.terminate("target")
+
+
+@scenario("6p", "priorities come from the parent, field by field")
+def child_priorities(s: Script) -> None:
+    s.start(priority={"priority_key": 2, "fairness_key": "tenant", "fairness_weight": 1.5})
+    s.complete(
+        s.poll(),
+        start_child(s, priority={"fairness_key": "child"}),
+        s.activity(priority={"priority_key": 4}),
+    )
+    s.track("child")
+    s.note("activity", s.poll_activity())
+    tasks = tasks_by_workflow(s, 2)
+    s.note("child", tasks[s.id("child")])
+    s.terminate()

@@ -16,7 +16,7 @@ from differential.scenarios.pieces import (
     update_fields,
     update_with_start,
 )
-from differential.script import NAMESPACE, Script, command, failure, payloads
+from differential.script import NAMESPACE, Script, command, failure, payloads, seconds
 from support.raw import RpcError
 
 ACCEPTED = update_pb2.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
@@ -70,6 +70,15 @@ def update_completed_later(s: Script) -> None:
         ),
     )
     s.terminate()
+
+
+@scenario("12u", "an update does not wait for a delayed start")
+def update_before_delayed_start(s: Script) -> None:
+    s.start(workflow_start_delay=seconds(3600))
+    waiting = begin_update(s, "u1")
+    task = s.poll("with the update")
+    s.complete(task, *answer_commands(), s.done(), messages=accept_and_complete(task))
+    _outcome(s, waiting)
 
 
 @scenario("12d", "a workflow completes with an accepted update open")

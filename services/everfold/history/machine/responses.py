@@ -16,6 +16,7 @@ from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.events import serialize, set_time
+from everfold.history.machine.priorities import merge
 from everfold.history.machine.protocol import messages_for
 from everfold.history.machine.state import Activity, Run, WorkflowTask
 from everfold.history.machine.step import HistoryRange, Reply, RunKey
@@ -171,5 +172,5 @@ def activity_message(ctx: StepContext, run: Run, activity: Activity) -> ws.PollA
     set_duration(response.heartbeat_timeout, activity.heartbeat_ns)
     response.retry_policy.CopyFrom(a.retry_policy)
     if activity.priority or run.priority:
-        response.priority.ParseFromString(activity.priority or run.priority)
+        response.priority.ParseFromString(merge(run.priority, activity.priority))
     return response

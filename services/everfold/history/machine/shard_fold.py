@@ -621,8 +621,8 @@ class ShardFold:
         return None if known is None else self.run(key.namespace_id, known.name, key.workflow_id, key.run_id)
 
     def namespace(self, namespace_id: str) -> NamespaceInfo | None:
-        """A namespace as this shard's log has told it."""
-        return self._reader().namespace(namespace_id)
+        """A namespace as this shard's log has told it; None when it has not: then the shard has no run of it."""
+        return self._namespaces.get(namespace_id) or self._reader().namespace(namespace_id)
 
     def run_by_part(self, part: bytes, slot: int) -> Run | None:
         """The run of a <run> key part."""

@@ -16,6 +16,7 @@ from everfold.history.machine.context import StepContext, run_row
 from everfold.history.machine.deadlines import next_deadline
 from everfold.history.machine.events import framed, serialize, set_time
 from everfold.history.machine.outputs import emit_history, emit_task, emit_visibility
+from everfold.history.machine.priorities import merge
 from everfold.history.machine.relations import announce_close
 from everfold.history.machine.state import Activity, Run, WorkflowTask, encode_run
 from everfold.history.machine.step import RunKey, TaskOffer
@@ -52,10 +53,19 @@ class Turn:
         """Appends the event, or buffers it while a workflow task is started, and applies it."""
         run = self.run
         if run.task_started and event.event_type in events.BUFFERED:
-            run.buffered.append(serialize(event))
-        else:
-            self._append(event)
+            return self.record_behind(event)
+        self._append(event)
         apply_event(run, event)
+        return event
+
+    def record_behind(self, event: history_pb2.HistoryEvent) -> history_pb2.HistoryEvent:
+        """Applies the event at once, but gives it its id behind those of the commands that are being done.
+
+        Workers count a command's event id from the commands before it, so nothing may come between (event_store.go,
+        bufferEvent).
+        """
+        self.run.buffered.append(serialize(event))
+        apply_event(self.run, event)
         return event
 
     def flush_buffered(self) -> None:
@@ -156,7 +166,7 @@ class Turn:
         run = self.run
         activity.stamp += 1
         deadline = activity.scheduled_at_ns + activity.schedule_to_start_ns if activity.schedule_to_start_ns else 0
-        priority = activity.priority or run.priority
+        priority = merge(run.priority, activity.priority)
         activity.task_id = emit_task(
             self.ctx,
             ACTIVITY_TASKS,
@@ -287,7 +297,7 @@ def workflow_offer(ctx: StepContext, run: Run) -> TaskOffer:
 
 def activity_offer(ctx: StepContext, run: Run, activity: Activity, deadline_ns: int) -> TaskOffer:
     """The offer of an activity's current attempt."""
-    priority = common_pb2.Priority.FromString(activity.priority or run.priority)
+    priority = common_pb2.Priority.FromString(merge(run.priority, activity.priority))
     return TaskOffer(
         "activity",
         run.namespace_id,

@@ -19,6 +19,7 @@ from everfold.history.machine.decide.failures import CommandFailed, Completion, 
 from everfold.history.machine.decide.search_attributes import check_search_attributes
 from everfold.history.machine.durations import InvalidDuration, checked_ns, fill_timeouts, set_duration
 from everfold.history.machine.events import serialize
+from everfold.history.machine.priorities import merge
 from everfold.history.machine.relations import send, sender
 from everfold.history.machine.turn import Turn
 from everfold.kernel.cron import parse_cron
@@ -96,6 +97,7 @@ def start_child(
         "root": run.root or [run.workflow_id, run.run_id],
         "namespace": ctx.rows.get(keys.namespace(run.namespace_id)),
         "initiated": serialize(a),
+        "priority": merge(run.priority, serialize(a.priority) if a.HasField("priority") else b""),
         "user_metadata": serialize(event.user_metadata) if event.HasField("user_metadata") else b"",
     }
     facts = ctx.zone_facts(parse_cron(attributes.cron_schedule).zone) if attributes.cron_schedule else {}

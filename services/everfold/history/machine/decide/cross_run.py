@@ -35,7 +35,6 @@ _CHILD_FIELDS: Final = (
     "header",
     "memo",
     "search_attributes",
-    "priority",
     "retry_policy",
     "workflow_execution_timeout",
     "workflow_run_timeout",
@@ -82,6 +81,8 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
         request.task_queue.CopyFrom(attributes.task_queue)
         request.workflow_id_reuse_policy = attributes.workflow_id_reuse_policy
         request.cron_schedule = attributes.cron_schedule
+        if message["priority"]:
+            request.priority.ParseFromString(message["priority"])
         if message["user_metadata"]:
             request.user_metadata.ParseFromString(message["user_metadata"])
         try:

@@ -65,8 +65,10 @@ def schedule_workflow_task(turn: Turn, *, original_scheduled_at_ns: int = 0, off
 def schedule_speculative_task(turn: Turn) -> None:
     """Schedules a task for an update alone, if none is pending; its events are written only if it matters."""
     run, ctx = turn.run, turn.ctx
-    if not run.running or run.workflow_task is not None or run.first_task_at_ns > ctx.now_ns:
+    if not run.running or run.workflow_task is not None:
         return
+    # Unlike a signal, an update does not wait for a delayed start (updateworkflow/api.go, ApplyRequest).
+    run.first_task_at_ns = 0
     if run.buffered or run.workflow_task_attempt > 1 or not run.last_completed_started_id:
         schedule_workflow_task(turn)
         return

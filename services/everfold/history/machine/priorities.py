@@ -1,0 +1,19 @@
+"""Priorities that are made of two: a workflow's own, and what one of its activities or children was given."""
+
+from __future__ import annotations
+
+from temporalio.api.common.v1 import message_pb2 as common_pb2
+
+from everfold.history.machine.events import serialize
+
+
+def merge(base: bytes, override: bytes) -> bytes:
+    """Field by field, what the override sets, else what the base does; serialized Priority messages, empty for none.
+
+    Source: common/priorities/priority_util.go, Merge.
+    """
+    if not base or not override:
+        return override or base
+    merged = common_pb2.Priority.FromString(base)
+    merged.MergeFromString(override)
+    return serialize(merged)
