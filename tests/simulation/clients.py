@@ -15,7 +15,7 @@ from everfold.kernel.ids import record_key, shard_of
 from everfold.schemas import codec
 from everfold.schemas.topics import COMMANDS
 from simulation.cluster import LATE_NAMESPACE, LATE_NAMESPACE_ID, NAMESPACE, NAMESPACE_ID
-from simulation.program import payloads, write_program
+from simulation.program import is_rejected, payloads, value_of, write_program
 from simulation.workers import QUEUE, Calls
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ class Client:
             await self._start_again(workflow_id)
         for _ in range(self._random.randint(0, 4)):
             await asyncio.sleep(self._random.random() * 4)
-            await self._signal(workflow_id, run_id)
+            if self._random.random() < 0.3:
+                await self._update(workflow_id, run_id)
+            else:
+                await self._signal(workflow_id, run_id)
         await self._end(workflow_id, run_id)
 
     async def _start(self, workflow_id: str, *, once: bool, conflict: int = 0) -> str:
@@ -140,6 +143,26 @@ class Client:
             await self._calls.repeated("SIGNAL_WORKFLOW", workflow_id, run_id, message)
         if self._random.random() < 0.5:
             await self._check_signal_read(workflow_id, run_id, token)
+
+    async def _update(self, workflow_id: str, run_id: str) -> None:
+        update_id = self._ledger.token("update")
+        target = self._random.choice((run_id, ""))
+        request = ws.UpdateWorkflowExecutionRequest(namespace=NAMESPACE)
+        request.workflow_execution.workflow_id, request.workflow_execution.run_id = workflow_id, target
+        request.wait_policy.lifecycle_stage = 3  # type: ignore[assignment]  # completed
+        request.request.meta.update_id = update_id
+        request.request.input.name = "change"
+        try:
+            response = await self._calls.update(workflow_id, request.SerializeToString())
+        except StatusError as error:
+            # The workflow is closed, or its task keeps failing, or nobody could say: no promise.
+            if error.code not in (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.UNAVAILABLE):
+                raise
+            return
+        if response.outcome.HasField("success"):
+            self._ledger.updates[update_id] = (workflow_id, target, value_of(response.outcome.success))
+        elif is_rejected(update_id) != (response.outcome.failure.message == "no"):
+            self._problem(f"update {update_id} of {workflow_id} came to {response.outcome.failure.message!r}")
 
     async def _check_signal_read(self, workflow_id: str, run_id: str, token: str) -> None:
         """An acknowledged signal is counted by the next read: in the history, or buffered behind a workflow task."""

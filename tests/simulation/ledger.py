@@ -20,6 +20,7 @@ class Ledger:
         malformed: places on `commands` of what must be rejected.
         aborted: tokens that must never appear.
         results: results of activities whose completion was acknowledged -> workflow id.
+        updates: update id -> (workflow id, run that was named or "", result that was answered).
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -30,6 +31,7 @@ class Ledger:
         self.malformed: list[tuple[int, int]] = []
         self.aborted: list[str] = []
         self.results: dict[str, str] = {}
+        self.updates: dict[str, tuple[str, str, str]] = {}
         self.reads = 0
         self._count = 0
 

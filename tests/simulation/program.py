@@ -9,11 +9,16 @@ worker that was given a task twice, or after another one, decides the same:
     ["sig", n]         wait until n signals have come in all, or 15 s
     ["drop", {...}]    start an activity and a timer of a second, then cancel the activity and wait for its end
     ["mark"]           a marker
+    ["child", {...}]   a child workflow with a program of its own, to its end
+    ["next", [...]]    continue as new with that program
+
+Updates are answered beside the program: `answer_updates` says how, by the update's id.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable
 from random import Random
 from typing import Any
@@ -23,6 +28,8 @@ from temporalio.api.command.v1 import message_pb2 as command_pb2
 from temporalio.api.common.v1 import message_pb2 as common_pb2
 from temporalio.api.enums.v1 import event_type_pb2 as types
 from temporalio.api.history.v1 import message_pb2 as history_pb2
+from temporalio.api.protocol.v1 import message_pb2 as protocol_pb2
+from temporalio.api.update.v1 import message_pb2 as update_pb2
 
 from everfold.kernel.time import SECOND_NS
 
@@ -35,13 +42,31 @@ _ACTIVITY_ENDS = {
     types.EVENT_TYPE_ACTIVITY_TASK_CANCELED: "activity_task_canceled_event_attributes",
 }
 
+CHILD_ENDS = {
+    types.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_FAILED: "start_child_workflow_execution_failed_event_attributes",
+    types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_COMPLETED: "child_workflow_execution_completed_event_attributes",
+    types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_FAILED: "child_workflow_execution_failed_event_attributes",
+    types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_CANCELED: "child_workflow_execution_canceled_event_attributes",
+    types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TIMED_OUT: "child_workflow_execution_timed_out_event_attributes",
+    types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED: "child_workflow_execution_terminated_event_attributes",
+}
+
 
 def write_program(random: Random) -> list[Step]:
-    """A program of two to five steps."""
-    return [_write_step(random) for _ in range(random.randint(2, 5))]
+    """A program of two to five steps, and at times a second one for the run after it."""
+    steps = [_write_step(random) for _ in range(random.randint(2, 5))]
+    if random.random() < 0.15:
+        steps.append(["next", [_write_plain(random) for _ in range(random.randint(1, 3))]])
+    return steps
 
 
 def _write_step(random: Random) -> Step:
+    if random.random() < 0.15:
+        return ["child", {"program": [_write_plain(random)], "policy": random.choice((0, 1, 2, 3))}]
+    return _write_plain(random)
+
+
+def _write_plain(random: Random) -> Step:
     kind = random.choice(("act", "act", "act", "timer", "both", "sig", "drop", "mark"))
     if kind == "timer":
         return [kind, random.choice((0.2, 1, 3, 8))]
@@ -96,6 +121,11 @@ class _Seen:
         self.markers: set[str] = set()
         self.signals = 0
         self.cancelled = False
+        self.workflow_id = ""
+        self.children: dict[str, int] = {}
+        self.children_over: set[int] = set()
+        #: update id -> whether it was completed
+        self.updates: dict[str, bool] = {}
         for event in events:
             self._read(event)
 
@@ -104,6 +134,7 @@ class _Seen:
         if kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED:
             given = event.workflow_execution_started_event_attributes.input
             self.steps = value_of(given) if given.payloads else []
+            self.workflow_id = event.workflow_execution_started_event_attributes.workflow_id
         elif kind == types.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             self.scheduled[event.activity_task_scheduled_event_attributes.activity_id] = event.event_id
         elif kind in _ACTIVITY_ENDS:
@@ -122,6 +153,16 @@ class _Seen:
             self.signals += 1
         elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
             self.cancelled = True
+        elif kind == types.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_INITIATED:
+            workflow_id = event.start_child_workflow_execution_initiated_event_attributes.workflow_id
+            self.children[workflow_id] = event.event_id
+        elif kind in CHILD_ENDS:
+            self.children_over.add(getattr(event, CHILD_ENDS[kind]).initiated_event_id)
+        elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED:
+            update_id = event.workflow_execution_update_accepted_event_attributes.protocol_instance_id
+            self.updates[update_id] = False
+        elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_COMPLETED:
+            self.updates[event.workflow_execution_update_completed_event_attributes.meta.update_id] = True
 
 
 def decide(events: Iterable[history_pb2.HistoryEvent]) -> list[command_pb2.Command]:
@@ -206,7 +247,98 @@ def _mark(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command])
     return True
 
 
-_STEPS = {"act": _act, "timer": _timer, "both": _both, "sig": _sig, "drop": _drop, "mark": _mark}
+def _child(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    workflow_id = f"{seen.workflow_id}-c{at}"
+    if workflow_id not in seen.children:
+        command = command_pb2.Command(command_type=11)
+        a = command.start_child_workflow_execution_command_attributes
+        a.workflow_id = workflow_id
+        a.workflow_type.name = "program"
+        a.task_queue.name = "queue"
+        a.input.CopyFrom(payloads(step[1]["program"]))
+        a.parent_close_policy = step[1]["policy"]
+        commands.append(command)
+        return False
+    return seen.children[workflow_id] in seen.children_over
+
+
+def _next(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    command = command_pb2.Command(command_type=10)
+    a = command.continue_as_new_workflow_execution_command_attributes
+    a.workflow_type.name = "program"
+    a.task_queue.name = "queue"
+    a.input.CopyFrom(payloads(step[1]))
+    commands.append(command)
+    return False
+
+
+_STEPS = {
+    "act": _act,
+    "timer": _timer,
+    "both": _both,
+    "sig": _sig,
+    "drop": _drop,
+    "mark": _mark,
+    "child": _child,
+    "next": _next,
+}
+
+
+def outcome_of(update_id: str) -> str:
+    """The result of an update that is not rejected."""
+    return f"outcome of {update_id}"
+
+
+def is_rejected(update_id: str) -> bool:
+    """Whether workers reject the update."""
+    return zlib.crc32(update_id.encode()) % 4 == 0
+
+
+def answer_updates(
+    events: Iterable[history_pb2.HistoryEvent], asked: Iterable[protocol_pb2.Message]
+) -> tuple[list[command_pb2.Command], list[protocol_pb2.Message]]:
+    """The commands and messages by which a worker answers what its task carries, and completes what it accepted before.
+
+    One in four is rejected, one in four accepted now and completed with a later task.
+    """
+    commands: list[command_pb2.Command] = []
+    messages: list[protocol_pb2.Message] = []
+
+    def say(update_id: str, what: str, body: Any) -> None:
+        message = protocol_pb2.Message(id=f"{update_id}/{what}", protocol_instance_id=update_id)
+        message.body.Pack(body)
+        messages.append(message)
+        if what != "reject":
+            command = command_pb2.Command(command_type=14)
+            command.protocol_message_command_attributes.message_id = message.id
+            commands.append(command)
+
+    def complete(update_id: str) -> None:
+        response = update_pb2.Response()
+        response.meta.update_id = update_id
+        response.outcome.success.CopyFrom(payloads(outcome_of(update_id)))
+        say(update_id, "complete", response)
+
+    for update_id, completed in _Seen(events).updates.items():
+        if not completed:
+            complete(update_id)
+    for request in asked:
+        update_id = request.protocol_instance_id
+        if is_rejected(update_id):
+            rejection = update_pb2.Rejection(
+                rejected_request_message_id=request.id, rejected_request_sequencing_event_id=request.event_id
+            )
+            rejection.failure.message = "no"
+            say(update_id, "reject", rejection)
+            continue
+        acceptance = update_pb2.Acceptance(
+            accepted_request_message_id=request.id, accepted_request_sequencing_event_id=request.event_id
+        )
+        request.body.Unpack(acceptance.accepted_request)
+        say(update_id, "accept", acceptance)
+        if zlib.crc32(update_id.encode()) % 4 != 1:
+            complete(update_id)
+    return commands, messages
 
 
 def _schedule(name: str, options: dict[str, Any]) -> command_pb2.Command:

@@ -209,7 +209,9 @@ def _open_runs(cluster: Cluster) -> list[str]:
         for key, row in held.shard._store._store.rows.items():
             if key[2:3] == b"r" and not key.startswith(b"\xff"):
                 state = decode_run(row)
-                if state.running:
+                # Kafka may have lost what other shards have told, and were told was taken.
+                waits = (state.children or state.externals) and cluster.watch.cut_shards
+                if state.running and not waits:
                     task = state.workflow_task
                     found.append(
                         f"{state.workflow_id} next event {state.next_event_id} workflow task "

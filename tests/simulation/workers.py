@@ -13,7 +13,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.ids import shard_of, task_partition
 from simulation.cluster import NAMESPACE_ID
-from simulation.program import decide, duration, payloads, value_of
+from simulation.program import answer_updates, decide, duration, payloads, value_of
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -85,6 +85,23 @@ class Calls:
             token = response.next_page_token
             if not token:
                 return events
+
+    async def update(self, workflow_id: str, message: bytes) -> ws.UpdateWorkflowExecutionResponse:
+        """UpdateWorkflowExecution, asked again by the same id until its outcome is known."""
+        shard = self._shard(NAMESPACE_ID, workflow_id)
+        for _ in range(20):
+            try:
+                args = [NAMESPACE_ID, workflow_id, message, 20.0]
+                data: bytes = await self._router.call("history", shard, "update", args, 20.0)
+            except StatusError as error:
+                if error.code not in RETRIED:
+                    raise
+                await asyncio.sleep(0.2)
+                continue
+            response = ws.UpdateWorkflowExecutionResponse.FromString(data)
+            if response.HasField("outcome"):
+                return response
+        raise StatusError(Code.UNAVAILABLE, "twenty tries")
 
     async def poll(self, method: str, queue: str, message: bytes, poll_id: str, timeout: float) -> bytes:
         """A long poll."""
@@ -199,10 +216,12 @@ class Worker:
         if self._chance(0.6):
             await self._fail(task)
             return
-        commands = decide(events)
+        answers, messages = answer_updates(events, task.messages)
+        commands = answers + decide(events)
         request = ws.RespondWorkflowTaskCompletedRequest(
-            task_token=task.task_token, commands=commands, identity=self.name
+            task_token=task.task_token, commands=commands, messages=messages, identity=self.name
         )
+        request.capabilities.discard_speculative_workflow_task_with_events = self._random.random() < 0.5
         if self._sticky and self._random.random() < 0.8:
             request.sticky_attributes.worker_task_queue.CopyFrom(
                 taskqueue_pb2.TaskQueue(name=self._sticky, kind=2, normal_name=QUEUE)
@@ -212,7 +231,7 @@ class Worker:
         else:
             self._cache.pop(run.run_id, None)
         request.return_new_workflow_task = self._random.random() < 0.5
-        if not commands and self._chance():
+        if not commands and not messages and self._chance():
             request.force_create_new_workflow_task = True
         message = request.SerializeToString()
         answer = self._calls.repeated("COMPLETE_WORKFLOW_TASK", run.workflow_id, run.run_id, message)
@@ -228,6 +247,8 @@ class Worker:
         else:
             data = await answer
         response = ws.RespondWorkflowTaskCompletedResponse.FromString(data)
+        if response.reset_history_event_id and run.run_id in self._cache:
+            self._cache[run.run_id] = events[: response.reset_history_event_id]
         for activity in response.activity_tasks:
             self._spawn(self._do(self._activity(activity)))
         if response.HasField("workflow_task") and response.workflow_task.task_token:

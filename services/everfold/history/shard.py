@@ -250,6 +250,8 @@ class Shard:
         if step.changed:
             self.waiters.changed(step.changed, step.closed)
         self.barrier.folded(record.offset + 1, own)
+        if step.messages_lost:
+            log.error("messages lost by Kafka", shard=self.shard, source=step.messages_lost, offset=record.offset)
         for run, reason in step.quarantined:
             self._metrics.count("runs_quarantined")
             log.error("run quarantined", shard=self.shard, run=tuple(run), offset=record.offset, reason=reason)

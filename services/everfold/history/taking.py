@@ -4,7 +4,7 @@ Phases, in this order (architecture, law 5):
 
     OPENING      asks for the end of the log; the consumer starts behind the applied offset, with its leader epoch
     CATCHING_UP  folds up to that end; effects are dropped: their first owner had them, or the store still has them
-    GENESIS      the log is empty: Genesis is appended and folded
+    GENESIS      the log has none, it is empty as a rule: Genesis is appended and folded
     TAKING       ShardTaken is appended and folded: it carries the shard's clock over the time in which nobody ran
     SETTING      settings differ from those in the log: SettingsChanged is appended and folded
     SERVING      outputs, hand-offs, timers, ingress, RPCs
@@ -102,11 +102,11 @@ class Taking:
         if self.phase in (Phase.OPENING, Phase.CATCHING_UP):
             if self._end is None or meta.applied_offset + 1 < self._end:
                 return
-            if meta.applied_offset < 0:
+            if not meta.cluster_id:
                 self._enter(Phase.GENESIS)
             elif self._is_ours():
                 self._enter(Phase.TAKING)
-        elif self.phase is Phase.GENESIS and meta.applied_offset >= 0 and self._is_ours():
+        elif self.phase is Phase.GENESIS and meta.cluster_id and self._is_ours():
             # Another owner's Genesis may have been first; the fold has ignored ours then.
             self._enter(Phase.TAKING)
 

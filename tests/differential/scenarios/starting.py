@@ -127,3 +127,54 @@ def _try_reuse(s: Script, label: str, policy: str) -> None:
 def _wait_a_second_between_runs() -> None:
     """The real server refuses to replace a workflow within a second of its start."""
     time.sleep(1.2)
+
+
+@scenario("start-answers", "what starts of one id are answered: again, existing, with a signal, with an update")
+def start_answers(s: Script) -> None:
+    fields = s.start_fields()
+    s.note("first", s.client.call("StartWorkflowExecution", **fields))
+    s.track("wf")
+    s.note("its request again", s.client.call("StartWorkflowExecution", **fields))
+    use = s.start_fields(workflow_id_conflict_policy=CONFLICT("WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING"))
+    s.note("existing", s.client.call("StartWorkflowExecution", **use))
+    s.note("with a signal", s.client.call("SignalWithStartWorkflowExecution", **_with_signal(s)))
+    s.complete(s.poll(), _continue_as_new(s))
+    s.note("existing, the second run", s.client.call("StartWorkflowExecution", **use))
+    s.note("with a signal, the second run", s.client.call("SignalWithStartWorkflowExecution", **_with_signal(s)))
+    s.refused("refused, the second run", "StartWorkflowExecution", **s.start_fields())
+    s.refused("its request again, the second run", "StartWorkflowExecution", **fields)
+    s.terminate()
+    s.note("another, after the end", s.client.call("StartWorkflowExecution", **s.start_fields()))
+    s.note("existing, the third run", s.client.call("StartWorkflowExecution", **use))
+    s.terminate()
+
+
+@scenario("start-answers-closed", "a start is asked for again when its workflow has closed")
+def start_answers_closed(s: Script) -> None:
+    fields = s.start_fields()
+    s.note("first", s.client.call("StartWorkflowExecution", **fields))
+    s.complete(s.poll(), s.done())
+    s.note("its request again", s.client.call("StartWorkflowExecution", **fields))
+    s.refused(
+        "another",
+        "StartWorkflowExecution",
+        **s.start_fields(workflow_id_reuse_policy="WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE"),
+    )
+    s.note("with a signal", s.client.call("SignalWithStartWorkflowExecution", **_with_signal(s)))
+    s.note("with another signal", s.client.call("SignalWithStartWorkflowExecution", **_with_signal(s)))
+    s.track("wf")
+    s.terminate()
+
+
+def _with_signal(s: Script) -> dict[str, Any]:
+    return {**s.start_fields(), "signal_name": "go", "signal_input": payloads("of go")}
+
+
+def _continue_as_new(s: Script) -> Any:
+    return command(
+        "CONTINUE_AS_NEW_WORKFLOW_EXECUTION",
+        workflow_type={"name": "scripted"},
+        task_queue={"name": s.queue},
+        workflow_task_timeout=seconds(10),
+        workflow_run_timeout=seconds(60),
+    )

@@ -56,6 +56,8 @@ class ShardFacts(Protocol):
     shard: int
     shard_count: int
     limits: Limits
+    #: place up to which outputs are acknowledged
+    outputs_sent: tuple[int, int, int] | None
     #: "topic/partition" -> place of the last output sent there
     chains: dict[str, tuple[int, int, int]]
 

@@ -3,6 +3,7 @@
     meta               ffff m                                              -> ShardMeta
     namespace          ffff n <namespace id>                               -> Namespace, as its Avro bytes
     outbox             ffff o <epoch 4> <offset 8> <index 4>               -> OutboxRow
+    early message      ffff e <offset 8>                                   -> a message that came before Genesis
     zone               ffff z <name>                                       -> Zone, as text
     timer              ffff t <due 8> <slot 2> <run>                       -> empty
     current run        <slot 2> c <namespace id> 00 <workflow id>          -> run id
@@ -29,6 +30,8 @@ OUTBOX: Final = _SHARD + b"o"
 TIMERS: Final = _SHARD + b"t"
 TIMERS_END: Final = _SHARD + b"u"
 ZONES: Final = _SHARD + b"z"
+EARLY: Final = _SHARD + b"e"
+EARLY_END: Final = _SHARD + b"f"
 
 _slot = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q")
@@ -43,6 +46,11 @@ def namespace(namespace_id: str) -> bytes:
 def zone(name: str) -> bytes:
     """Row of a time zone as the shard knows it."""
     return ZONES + name.encode()
+
+
+def early(offset: int) -> bytes:
+    """Row of a message that came before Genesis."""
+    return EARLY + _u64.pack(offset)
 
 
 def outbox(epoch: int, offset: int, index: int) -> bytes:

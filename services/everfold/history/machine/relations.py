@@ -18,7 +18,7 @@ from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import not_found
 from everfold.history.machine.state import Run, UpdateStage
 from everfold.history.machine.step import RunKey, UpdateNews
-from everfold.kernel.ids import record_key, shard_of
+from everfold.kernel.ids import Origin, record_key, shard_of
 from everfold.schemas.topics import SHARD_LOG
 
 Message = dict[str, Any]
@@ -35,11 +35,14 @@ def send(
     facts: dict[str, str] | None = None,
 ) -> None:
     """Puts a message for another workflow (or this one) into the outbox, for its shard's log."""
+    sent = ctx.facts.outputs_sent
+    acknowledged = None if sent is None else Origin("SHARD_LOG", ctx.facts.shard, *sent)._asdict()
     record = {
         "kind": "CROSS_RUN",
         "namespace_id": namespace_id,
         "workflow_id": workflow_id,
         "run_id": run_id,
+        "acknowledged": acknowledged,
         "proposer": {"instance": 0, "sequence": 0, "clock_ns": ctx.now_ns},
         "trace": {},
         "facts": facts or {},

@@ -232,7 +232,10 @@ class ShardFold:
             return stamp_ns
         proposed_ns = body["proposer"]["clock_ns"]
         if proposed_ns:
-            stamp_ns = min(stamp_ns, proposed_ns + CLOCK_LEAD_MAX_NS)
+            # A message carries its sender's shard time, which has had its lead: shards must not push each other ahead.
+            origin = body["origin"]
+            lead_ns = 0 if origin is not None and origin["source"] == "SHARD_LOG" else CLOCK_LEAD_MAX_NS
+            stamp_ns = min(stamp_ns, proposed_ns + lead_ns)
         return max(self.meta.clock_ns, stamp_ns)
 
     def _advance(self, record: LogRecord, now_ns: int) -> None:
@@ -254,7 +257,9 @@ class ShardFold:
         if self.guards.origin_chain:
             repeat = last is not None and place <= last
             gap = before is not None and (last is None or (before["epoch"], before["offset"], before["index"]) > last)
-            if repeat or gap:  # what is missing before a gap is sent again, and this after it
+            if gap and _is_lost(before, body["acknowledged"]):
+                ctx.step.messages_lost = source
+            elif repeat or gap:  # what is missing before a gap is sent again, and this after it
                 ctx.step.ignored = True
                 return True
         self.meta.received[source] = place
@@ -264,6 +269,10 @@ class ShardFold:
 
     def _do(self, ctx: StepContext, body: Record, record: LogRecord) -> None:
         kind = body["kind"]
+        if not self.meta.cluster_id and kind != "GENESIS":
+            self._too_early(ctx, kind, record)
+            self._commit(ctx)
+            return
         engine = _ENGINE.get(kind)
         if engine is not None:
             engine(self, ctx, body)
@@ -414,6 +423,20 @@ class ShardFold:
         meta.shard_count = genesis["shard_count"]
         meta.feature_level = genesis["feature_level"]
         meta.offered_epoch = ctx.epoch
+        for key, value in list(self.rows.scan(keys.EARLY, keys.EARLY_END)):
+            ctx.rows.delete(key)
+            waited = codec.decode_shard_record(value)
+            self._decide(ctx, waited["kind"], waited)
+
+    def _too_early(self, ctx: StepContext, kind: str, record: LogRecord) -> None:
+        """Before Genesis nothing can be decided. A message of another shard, whose owner was quicker, waits for it;
+        what else comes was meant for a log that Kafka has lost.
+        """
+        if kind == "CROSS_RUN":
+            ctx.rows.put(keys.early(record.offset), record.value)
+            return
+        ctx.step.ignored = True
+        ctx.step.reply = Reply(error=StatusError(Code.UNAVAILABLE, f"shard {self.meta.shard} has no Genesis yet"))
 
     def _shard_taken(self, ctx: StepContext, body: Record) -> None:
         """Only its stamp matters: it carries the shard clock over the time in which nobody ran."""
@@ -622,6 +645,15 @@ class ShardFold:
             meta.applied_offset,
             meta.clock_ns,
         )
+
+
+def _is_lost(before: Record, acknowledged: Record | None) -> bool:
+    """Whether what is missing up to `before` was in this log once: its sender knew, and will not send it again."""
+    return acknowledged is not None and (before["epoch"], before["offset"], before["index"]) <= (
+        acknowledged["epoch"],
+        acknowledged["offset"],
+        acknowledged["index"],
+    )
 
 
 Engine = Callable[[ShardFold, StepContext, Record], None]

@@ -136,6 +136,8 @@ class Step:
     outputs_sent: tuple[int, int, bytes] | None = None
     #: True when the record was a repeat or stale, and changed nothing
     ignored: bool = False
+    #: the source whose messages before this one are gone with a tail of the log that Kafka lost; "" for none
+    messages_lost: str = ""
     #: runs quarantined by this step, with the reason
     quarantined: list[tuple[RunKey, str]] = field(default_factory=list)
 

@@ -1,0 +1,115 @@
+"""What must hold between runs when the cluster has come to rest: parents and children, chains of runs, updates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from temporalio.api.enums.v1 import event_type_pb2 as types
+from temporalio.api.history.v1 import message_pb2 as history_pb2
+
+from everfold.history.machine.state import Run
+from simulation.program import is_rejected, outcome_of, value_of
+
+if TYPE_CHECKING:
+    from simulation.checks import Refolded
+    from simulation.cluster import Cluster
+    from simulation.ledger import Ledger
+
+Events = list[history_pb2.HistoryEvent]
+
+_CHILD_STATUS = {
+    2: types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_COMPLETED,
+    3: types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_FAILED,
+    4: types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_CANCELED,
+    5: types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED,
+    7: types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TIMED_OUT,
+}
+
+
+def check_relations(cluster: Cluster, ledger: Ledger, refolded: Iterable[Refolded]) -> None:
+    """All checks; problems go to the watch."""
+    runs = {run.run_id: (run, one.events(run)) for one in refolded for run in one.runs}
+    tainted = cluster.watch.tainted
+    for run, events in runs.values():
+        if run.workflow_id not in tainted:
+            _check_chain(cluster, runs, run, events)
+            _check_children(cluster, runs, run, events)
+    _check_started_once(cluster, [run for run, _ in runs.values()])
+    _check_updates(cluster, ledger, list(runs.values()))
+
+
+def _check_chain(cluster: Cluster, runs: dict[str, tuple[Run, Events]], run: Run, events: Events) -> None:
+    """A run and its successor name each other, and the workflow id points at the last of them."""
+    last = events[-1]
+    if last.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
+        cluster.watch.counts["runs continued as new"] += 1
+        following = runs.get(last.workflow_execution_continued_as_new_event_attributes.new_execution_run_id)
+        first = None if following is None else following[1][0].workflow_execution_started_event_attributes
+        if first is None or first.continued_execution_run_id != run.run_id:
+            cluster.watch.problem(f"{run.workflow_id} {run.run_id} continued as a run that does not know it")
+        elif first.first_execution_run_id != run.first_run_id:
+            cluster.watch.problem(f"{run.workflow_id} {run.run_id}: its successor is of another chain")
+    before = events[0].workflow_execution_started_event_attributes.continued_execution_run_id
+    if before:
+        closing = runs[before][1][-1].workflow_execution_continued_as_new_event_attributes if before in runs else None
+        if closing is None or closing.new_execution_run_id != run.run_id:
+            cluster.watch.problem(f"{run.workflow_id} {run.run_id} follows a run that does not know it")
+
+
+def _check_children(cluster: Cluster, runs: dict[str, tuple[Run, Events]], run: Run, events: Events) -> None:
+    """What a parent says of a child is what the child says of itself."""
+    for event in events:
+        if event.event_type == types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED:
+            s = event.child_workflow_execution_started_event_attributes
+            child = s.workflow_execution
+            if child.workflow_id in cluster.watch.tainted:
+                continue
+            cluster.watch.counts["children started"] += 1
+            made = runs.get(child.run_id)
+            if made is None or made[0].parent[2:5] != [run.workflow_id, run.run_id, s.initiated_event_id]:
+                cluster.watch.problem(f"{run.workflow_id} has started child {child.run_id}, which is not its own")
+        elif event.event_type in _CHILD_STATUS.values():
+            ended: Any = getattr(event, str(event.WhichOneof("attributes"))).workflow_execution
+            if ended.workflow_id in cluster.watch.tainted:
+                continue
+            made = runs.get(ended.run_id)
+            if made is None or _CHILD_STATUS.get(int(made[0].status)) != event.event_type:
+                cluster.watch.problem(f"{run.workflow_id} says that child {ended.run_id} ended as it did not")
+
+
+def _check_started_once(cluster: Cluster, runs: list[Run]) -> None:
+    """One initiation makes at most one chain of runs."""
+    begun = Counter(
+        (run.parent[2], run.parent[3], run.parent[4]) for run in runs if run.parent and run.first_run_id == run.run_id
+    )
+    for (workflow_id, _, initiated), count in begun.items():
+        if count > 1 and workflow_id not in cluster.watch.tainted:
+            cluster.watch.problem(f"event {initiated} of {workflow_id} has started {count} children")
+
+
+def _check_updates(cluster: Cluster, ledger: Ledger, runs: list[tuple[Run, Events]]) -> None:
+    """An update whose result was answered is in the history with that result; a rejected one is nowhere."""
+    completed: Counter[tuple[str, str]] = Counter()
+    for run, events in runs:
+        for event in events:
+            if event.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_COMPLETED:
+                a = event.workflow_execution_update_completed_event_attributes
+                completed[a.meta.update_id, run.run_id] += 1
+                if value_of(a.outcome.success) != outcome_of(a.meta.update_id):
+                    cluster.watch.problem(f"update {a.meta.update_id} has the result of another")
+            elif event.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED:
+                update_id = event.workflow_execution_update_accepted_event_attributes.protocol_instance_id
+                if is_rejected(update_id):
+                    cluster.watch.problem(f"update {update_id} was rejected and is in the history of {run.workflow_id}")
+    for update_id, (workflow_id, run_id, result) in ledger.updates.items():
+        if workflow_id in cluster.watch.tainted:
+            continue
+        cluster.watch.counts["updates answered"] += 1
+        found = sum(n for (known, run), n in completed.items() if known == update_id and run_id in ("", run))
+        # One that named no run may have come to the next run as well, when its answer was lost.
+        if result != outcome_of(update_id) or not found or (run_id and found != 1):
+            cluster.watch.problem(
+                f"update {update_id} of {workflow_id} was answered with {result!r} and completed {found} times"
+            )
