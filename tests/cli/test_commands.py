@@ -29,7 +29,7 @@ def test_config_show_prints_values_and_where_they_came_from(cli: CliRunner) -> N
     shown = json.loads(result.stdout)["settings"]
     assert shown["frontend.port"] == {"value": 7000, "source": "--port"}
     assert shown["log.level"] == {"value": "debug", "source": "EVERFOLD_LOG_LEVEL"}
-    assert shown["history.shards"] == {"value": 4, "source": "default"}
+    assert shown["history.shards"] == {"value": 0, "source": "default"}
     assert set(shown) == set(OPTIONS)
 
 

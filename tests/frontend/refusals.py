@@ -246,6 +246,13 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
     ("ResetWorkflowExecution", {**RESET, "request_id": LONG}, BAD, "RequestId length exceeds limit."),
     ("ResetWorkflowExecution", {**RESET, "workflow_execution": None}, BAD, "Execution is not set on request."),
     ("ResetWorkflowExecution", {**RESET, "workflow_execution": {**RUN, "run_id": "zz"}}, BAD, "Invalid RunId."),
+    ("ResetActivity", {"namespace": NS, "id": "a"}, BAD, "WorkflowId is not set on request."),
+    (
+        "ResetActivity",
+        {"namespace": NS, "execution": RUN},
+        BAD,
+        "Either Activity.Id or Activity.Type should be set on request.",
+    ),
     ("DeleteWorkflowExecution", {"namespace": NS}, BAD, "Execution is not set on request."),
     (
         "DeleteWorkflowExecution",

@@ -68,6 +68,7 @@ class Scene:
             offer.scheduled_event_id,
             offer.attempt,
             offer.stamp,
+            offer.task_id,
             f"start-{offer.scheduled_event_id}-{offer.stamp}",
             poll.SerializeToString(),
             5,

@@ -13,7 +13,7 @@ from everfold.history.taking import Phase, WrongCluster
 from everfold.kernel.errors import Code, LogGap, LogTruncated, StatusError
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
-from everfold.schemas.topics import HISTORY, SHARD_LOG, VISIBILITY
+from everfold.schemas.topics import HISTORY, SHARD_LOG, VISIBILITY, WORKFLOW_TASKS
 from history_shell.messages import run_id_of, signal, start
 from history_shell.world import NAMESPACE_ID, DictStore, Owner, World
 
@@ -232,6 +232,31 @@ def test_a_zombie_is_harmless(world: World) -> None:
             assert before == (seen[-1] if seen else None)
             seen.append(place)
     assert len(seen) == 3
+
+
+def test_an_owner_under_a_new_leader_offers_the_tasks_that_wait_once_and_until_it_is_done(world: World) -> None:
+    first = Owner(world).take()
+    started(world, first)
+    first.crash()
+    assert "OFFER_TASKS_AGAIN" not in world.kinds()
+    world.epoch = 1
+    second = Owner(world).take()
+    world.fates[SHARD_LOG.name] = ["lost"]
+    world.run_until(lambda: not second.fold.tasks_to_offer)
+    world.run(5 * SECOND_NS)
+    done = world.kinds().count("OFFER_TASKS_AGAIN")
+    assert done > 1, "4096 slots are looked at in several records"
+    offers = [offer for offer in second.offers if offer.workflow_id == "w"]
+    assert len({offer.task_id for offer in offers}) == 1
+    (partition,) = {offer.partition for offer in offers}
+    ended = [r.key for r in world.logs[WORKFLOW_TASKS.name, partition] if r.value is None]
+    assert len(ended) == 1
+    assert offers[-1].task_id.encode() not in ended
+    second.crash()
+    third = Owner(world).take()
+    world.run(5 * SECOND_NS)
+    assert third.served
+    assert world.kinds().count("OFFER_TASKS_AGAIN") == done
 
 
 # ---- giving up

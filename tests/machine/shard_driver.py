@@ -61,6 +61,8 @@ class ShardDriver:
         self.fold = ShardFold(0, self.store, 1 << 20, guards=guards)
         self.log: list[LogRecord] = []
         self.now_ns = START_NS
+        #: of the log's leader
+        self.epoch = 0
         self.replay = replay
         self.offers: list[TaskOffer] = []
         self.steps: list[Step] = []
@@ -120,7 +122,7 @@ class ShardDriver:
         return self._fold(value)
 
     def _fold(self, value: bytes) -> Step:
-        record = LogRecord(value, len(self.log), 0, self.now_ns // MILLISECOND_NS)
+        record = LogRecord(value, len(self.log), self.epoch, self.now_ns // MILLISECOND_NS)
         self.log.append(record)
         step = self.fold.fold(record)
         self.store.write(self.fold.take_writes())
@@ -240,6 +242,7 @@ class ShardDriver:
                 "stamp": offer.stamp,
                 "request_id": request_id or self.request_id(),
                 "poll": poll.SerializeToString(),
+                "task_id": offer.task_id,
             },
             workflow_id=offer.workflow_id,
             run_id=offer.run_id,
@@ -255,6 +258,7 @@ class ShardDriver:
         """Takes the offered activity task as a worker would."""
         offer = offer or self.take_offer("activity")
         poll = ws.PollActivityTaskQueueRequest(identity="worker")
+        poll.task_queue.name = offer.task_queue
         step = self.append(
             "START_ACTIVITY_TASK",
             {
@@ -263,6 +267,7 @@ class ShardDriver:
                 "stamp": offer.stamp,
                 "request_id": request_id or self.request_id(),
                 "poll": poll.SerializeToString(),
+                "task_id": offer.task_id,
             },
             workflow_id=offer.workflow_id,
             run_id=offer.run_id,

@@ -10,6 +10,7 @@ from shard_driver import (
     complete_workflow,
     continue_as_new,
     schedule_activity,
+    start_child,
     start_timer,
     sticky,
 )
@@ -296,6 +297,19 @@ def test_a_reset_goes_on_from_the_workflow_task_with_later_signals(shard: ShardD
     info = shard.describe().workflow_execution_info
     assert info.status == 2
     assert info.first_run_id == first
+
+
+def test_children_of_a_run_that_is_reset_live_on_and_report_to_the_new_run(shard: ShardDriver) -> None:
+    shard.start()
+    shard.complete(shard.poll(), start_child("child"))
+    shard.deliver()
+    shard.complete(shard.poll("w"), start_timer("t", 1000))
+    reset(shard, 9)
+    shard.deliver()
+    assert shard.describe("child").workflow_execution_info.status == 1
+    shard.complete(shard.poll("child"), complete_workflow())
+    shard.deliver()
+    assert "ChildWorkflowCompleted" in shard.history()
 
 
 def test_a_reset_can_leave_signals_out(shard: ShardDriver) -> None:

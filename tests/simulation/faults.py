@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from everfold.history.machine.shard_fold import LogRecord
 from everfold.kernel.errors import ShardLost
 from everfold.kernel.time import HOUR_NS, MILLISECOND_NS, SECOND_NS
+from everfold.schemas import codec
 from everfold.schemas.topics import (
     ACTIVITY_TASKS,
     COMMANDS,
@@ -18,7 +19,7 @@ from everfold.schemas.topics import (
     VISIBILITY,
     WORKFLOW_TASKS,
 )
-from simulation.broker import ProducerFaults
+from simulation.broker import ProducerFaults, Stored
 from simulation.clients import command
 from simulation.cluster import NAMESPACE_ID, Faults
 from simulation.process import Host, Process
@@ -37,6 +38,10 @@ _OUTPUT_TOPICS = (
     ACTIVITY_TASKS.name,
     COMMANDS_REJECTED.name,
 )
+
+
+_STARTS = ("START_WORKFLOW_TASK", "START_ACTIVITY_TASK")
+_TAIL_MAX = 60
 
 
 class Nemesis:
@@ -271,6 +276,8 @@ class Nemesis:
             owner.freeze()
             cluster.loop.after(self._random.randrange(1000, 8000) * MILLISECOND_NS, owner.thaw)
         count = self._random.randint(1, 12)
+        if self._random.random() < 0.5:
+            count = _from_a_late_start(cluster.broker.logs[place].records) or count
         cluster.note(f"shard {shard} loses the last {count} records of {cluster.broker.logs[place].end}")
         cluster.broker.lose_tail(place, count)
         others = [p for p in cluster.processes if p is not owner and not p.frozen]
@@ -318,6 +325,27 @@ class Nemesis:
             random.randrange(100, 10_000) * MILLISECOND_NS,
             lambda: cluster.broker.end_transaction(place, commit=commit),
         )
+
+
+def _from_a_late_start(records: list[Stored]) -> int:
+    """How many records there are from the latest start of a task whose record was known to be sent; 0 for none.
+
+    When that tail is lost, nobody sends the task again, and its tombstone may be on the topic.
+    """
+    sent: tuple[int, int, int] | None = None
+    found = 0
+    for left, stored in zip(range(min(_TAIL_MAX, len(records)), 0, -1), records[-_TAIL_MAX:], strict=True):
+        assert stored.value is not None
+        record = codec.decode_shard_record(stored.value)
+        body = record["body"]
+        if record["kind"] == "OUTPUTS_SENT":
+            position = body["position"]
+            sent = (position["epoch"], position["offset"], position["index"])
+        elif record["kind"] in _STARTS and body["task_id"] and sent is not None:
+            _, epoch, offset, index = map(int, body["task_id"].split("-"))
+            if (epoch, offset, index) <= sent:
+                found = left
+    return found
 
 
 def _avro(text: str) -> dict[str, object]:

@@ -18,7 +18,7 @@ from everfold.history.machine.state import decode_run
 from everfold.history.machine.step import Guards
 from everfold.history.ports import ShellGuards, ShellLimits
 from everfold.schemas.topics import COMMANDS, SHARD_LOG
-from simulation.checks import check
+from simulation.checks import check, tasks_left
 from simulation.clients import Client
 from simulation.clock import NothingLeft, VirtualLoop
 from simulation.cluster import Cluster, Shape
@@ -181,8 +181,10 @@ def _folded(cluster: Cluster) -> bool:
 
 
 def _drained(cluster: Cluster) -> bool:
-    """Folded to the end, and the log says that all outputs were acknowledged."""
-    return _folded(cluster) and not any(held.shard.fold.outbox(None, 1) for _, _, held in _held(cluster))
+    """Folded to the end, the log says that all outputs were acknowledged, and no task is left on its topic."""
+    if not _folded(cluster) or any(held.shard.fold.outbox(None, 1) for _, _, held in _held(cluster)):
+        return False
+    return not tasks_left(cluster)
 
 
 def _at_rest(cluster: Cluster) -> bool:
@@ -207,8 +209,7 @@ def _open_runs(cluster: Cluster) -> list[str]:
         for key, row in held.shard._store._store.rows.items():
             if key[2:3] == b"r" and not key.startswith(b"\xff"):
                 state = decode_run(row)
-                # A start that Kafka lost has left its task's tombstone behind: such a workflow may wait for ever.
-                if state.running and state.workflow_id not in cluster.watch.tainted:
+                if state.running:
                     task = state.workflow_task
                     found.append(
                         f"{state.workflow_id} next event {state.next_event_id} workflow task "

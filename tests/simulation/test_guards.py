@@ -23,6 +23,8 @@ pytestmark = [
         "outbox_resend",
         "start_dedupe",
         "task_start",
+        "task_leftover",
+        "offer_again",
         "origin_chain",
         "request_id_dedupe",
         "shard_clock",

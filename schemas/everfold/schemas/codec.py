@@ -36,6 +36,7 @@ _BODY: Final = {
     "STICKY_WORKER_GONE": "StickyWorkerGone",
     "RETURN_TASK": "ReturnTask",
     "CROSS_RUN": "CrossRun",
+    "OFFER_TASKS_AGAIN": "Empty",
 }
 
 

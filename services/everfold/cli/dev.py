@@ -63,12 +63,16 @@ class DevServer:
         self._data.acquire()
         settings = await self._with_kafka(supervisor)
         kafka = topics.kafka_settings(settings)
-        cluster = await nodes.look_at(kafka, settings, self._data, create=True)
+        # Nobody else is told of the embedded broker.
+        alone = not self._settings.kafka.bootstrap
+        cluster = await nodes.look_at(kafka, settings, self._data, create=True, alone=alone)
         if settings.topology.enabled:
             child = WorkerServer(child_command(), child_environment(settings))
             await supervisor.start("topology", child)
             supervisor.watch("topology stop", self._end_early(supervisor, child))
-        node = self._node = nodes.Node(settings, kafka, cluster, self._data, ("matching", "history", "frontend"))
+        node = self._node = nodes.Node(
+            settings, kafka, cluster, self._data, ("matching", "history", "frontend"), alone=alone
+        )
         await node.start(supervisor, before_frontend=self._prepare)
         self._banner(settings, cluster, time.monotonic() - began)
 

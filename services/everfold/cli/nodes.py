@@ -33,7 +33,7 @@ from everfold.matching.service import MatchingService
 from everfold.runtime import metrics
 from everfold.runtime.clients import HistoryClient, MatchingClient
 from everfold.runtime.cluster_topic import ClusterTopic
-from everfold.runtime.config import Settings
+from everfold.runtime.config import SHARDS_DEFAULT, SHARDS_EMBEDDED, TASK_PARTITIONS_DEFAULT, Settings
 from everfold.runtime.datadir import DataDir
 from everfold.runtime.kafka import EndOffsets, KafkaSettings, Producer
 from everfold.runtime.lifecycle import Fatal, Supervisor
@@ -48,9 +48,6 @@ from everfold.visibility.store import open_visibility
 
 LOOK_S: Final = 30.0
 """How long a broker may take to say what cluster it is: it may be starting, too."""
-
-REMOTE_TASKS_LINGER_MS: Final = 1.0
-"""Outputs wait no longer where matching hears of a task by its record only: workers wait for it."""
 
 log = structlog.get_logger("everfold")
 
@@ -72,8 +69,17 @@ class Cluster:
     shape: ClusterShape
 
 
-async def look_at(kafka: KafkaSettings, settings: Settings, data: DataDir, *, create: bool = False) -> Cluster:
+async def look_at(
+    kafka: KafkaSettings, settings: Settings, data: DataDir, *, create: bool = False, alone: bool = False
+) -> Cluster:
     """Find out what cluster this is, and check its topics; with `create`, make or mend them first.
+
+    Args:
+        kafka: how to reach it.
+        settings: what is wanted of the topics.
+        data: bound to the cluster here.
+        create: make or mend the topics.
+        alone: this process is the only one that will ever serve the cluster.
 
     Raises:
         Fatal: the data directory is another cluster's, or the settings contradict the topics.
@@ -84,9 +90,17 @@ async def look_at(kafka: KafkaSettings, settings: Settings, data: DataDir, *, cr
     # start-dev takes what there is, and its banner says so; a service alone insists on --single-broker.
     single = settings.kafka.single_broker or (create and len(found.brokers) < REPLICATION_MIN)
     shape = ClusterShape(
-        shards=_count("history.shards", settings.history.shards, 4, partitions.get(kafka.topic(SHARD_LOG), 0)),
+        shards=_count(
+            "history.shards",
+            settings.history.shards,
+            SHARDS_EMBEDDED if alone else SHARDS_DEFAULT,
+            partitions.get(kafka.topic(SHARD_LOG), 0),
+        ),
         task_partitions=_count(
-            "matching.partitions", settings.matching.partitions, 2, partitions.get(kafka.topic(WORKFLOW_TASKS), 0)
+            "matching.partitions",
+            settings.matching.partitions,
+            TASK_PARTITIONS_DEFAULT,
+            partitions.get(kafka.topic(WORKFLOW_TASKS), 0),
         ),
         replication=settings.kafka.replication or (1 if single else REPLICATION_MIN),
         single_broker=single,
@@ -113,13 +127,13 @@ def _ask(kafka: KafkaSettings) -> Any:
 
 
 def _count(path: str, wanted: int, default: int, found: int) -> int:
-    """The count that the topics have; a setting that says otherwise is a contradiction, its default is not."""
-    if found and wanted not in (found, default):
+    """The count that the topics have, else the wanted one; a setting that says otherwise is a contradiction."""
+    if found and wanted and wanted != found:
         raise Fatal(
             f"{path} is {wanted}, but the topics were created with {found}. It is fixed for the life of a cluster: "
             f"drop the setting, or take another --kafka-prefix for a new cluster."
         )
-    return found or wanted
+    return found or wanted or default
 
 
 class Node:
@@ -133,9 +147,17 @@ class Node:
     """
 
     def __init__(
-        self, settings: Settings, kafka: KafkaSettings, cluster: Cluster, data: DataDir, roles: tuple[str, ...]
+        self,
+        settings: Settings,
+        kafka: KafkaSettings,
+        cluster: Cluster,
+        data: DataDir,
+        roles: tuple[str, ...],
+        *,
+        alone: bool = False,
     ) -> None:
-        """Nothing runs before `start`."""
+        """Nothing runs before `start`. `alone` promises that no other process serves the cluster."""
+        self._alone = alone
         self._settings = settings
         self._limits = settings.limits
         self._kafka = kafka
@@ -198,7 +220,12 @@ class Node:
                 memory_tasks_max=settings.matching.backlog_max,
             )
             self._servers["matching"] = MatchingServer(
-                self._kafka, local_matching, topic.membership, self._clients.ends, session_ms=session_ms
+                self._kafka,
+                local_matching,
+                topic.membership,
+                self._clients.ends,
+                session_ms=session_ms,
+                handed_over=self._alone,
             )
         if "history" in self._roles:
             matching = MatchingClient(self.router, shape.task_partitions, local_matching)
@@ -216,9 +243,8 @@ class Node:
                     write_buffer_bytes=settings.history.write_buffer_bytes,
                     flush_interval_s=settings.history.flush_interval_s,
                     producer_bytes_max=settings.kafka.queue_bytes,
-                    outputs_linger_ms=settings.kafka.linger_ms
-                    if local_matching is not None
-                    else min(settings.kafka.linger_ms, REMOTE_TASKS_LINGER_MS),
+                    outputs_linger_ms=settings.kafka.linger_ms,
+                    tasks_linger=self._alone,
                     session_ms=session_ms,
                     limits=ShellLimits(
                         in_flight_max=settings.history.in_flight_max,

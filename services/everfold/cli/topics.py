@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from everfold.runtime.config import Settings
+from everfold.runtime.config import SHARDS_DEFAULT, TASK_PARTITIONS_DEFAULT, Settings
 from everfold.runtime.kafka import KafkaSettings, KafkaTrouble
 from everfold.runtime.lifecycle import Fatal
 from everfold.runtime.topics_admin import REPLICATION_MIN, ClusterShape, apply_topics, check_topics
@@ -18,7 +18,8 @@ from everfold.schemas.topics import TOPICS, full_name
 
 def show(settings: Settings, *, as_json: bool) -> None:
     """Print the declared topics."""
-    shards, partitions = settings.history.shards, settings.matching.partitions
+    shards = settings.history.shards or SHARDS_DEFAULT
+    partitions = settings.matching.partitions or TASK_PARTITIONS_DEFAULT
     if as_json:
         content = [
             {
@@ -72,8 +73,8 @@ def cluster_shape(settings: Settings) -> ClusterShape:
     """What the topics must look like."""
     single = settings.kafka.single_broker
     return ClusterShape(
-        shards=settings.history.shards,
-        task_partitions=settings.matching.partitions,
+        shards=settings.history.shards or SHARDS_DEFAULT,
+        task_partitions=settings.matching.partitions or TASK_PARTITIONS_DEFAULT,
         replication=settings.kafka.replication or (1 if single else REPLICATION_MIN),
         single_broker=single,
     )

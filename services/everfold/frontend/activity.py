@@ -129,6 +129,25 @@ class ActivityHandlers:
             return _gave_up(kind)
         return await self._core.execute(context, kind, namespace, message.workflow_id, message.run_id, request)
 
+    # From outside -----------------------------------------------------------------------------------------------------
+
+    async def reset(self, context: CallContext, request: bytes) -> bytes:
+        """ResetActivity."""
+        core = self._core
+        message = parse(ws.ResetActivityRequest, request)
+        namespace = await core.namespace(message.namespace)
+        if not message.HasField("execution"):
+            raise invalid("WorkflowId is not set on request.")
+        execution = validate.execution(message, "execution")
+        if message.WhichOneof("activity") is None:
+            raise invalid("Either Activity.Id or Activity.Type should be set on request.")
+        validate.identity(message.identity, core.limits.id_bytes_max)
+        if message.jitter.ToNanoseconds() < 0:
+            raise invalid("Jitter cannot be negative.")
+        return await core.execute(
+            context, "RESET_ACTIVITY", namespace, execution.workflow_id, execution.run_id, request
+        )
+
     # Both -------------------------------------------------------------------------------------------------------------
 
     def _over(self, message: Any, request: bytes, field: str) -> bool:

@@ -29,6 +29,7 @@ from everfold.frontend.gateway import (
 )
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime.scheduling import starting_threads_that_give_way
 
 _log = logging.getLogger(__name__)
 
@@ -91,17 +92,18 @@ class NativeGateway:
         _check_free(self._host, self._asked_port)
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
-            front = NativeGrpcFront(
-                f"{host}:{self._asked_port}",
-                [(path, False) for path, _, _ in self._methods],
-                io_threads=_IO_THREADS,
-                call_details=True,
-                keepalive_permit_without_calls=True,
-                max_concurrent_streams=STREAMS_PER_CONNECTION_MAX,
-                max_metadata_size=METADATA_BYTES_MAX,
-                reuse_port=False,
-            )
-            front.start()
+            with starting_threads_that_give_way():
+                front = NativeGrpcFront(
+                    f"{host}:{self._asked_port}",
+                    [(path, False) for path, _, _ in self._methods],
+                    io_threads=_IO_THREADS,
+                    call_details=True,
+                    keepalive_permit_without_calls=True,
+                    max_concurrent_streams=STREAMS_PER_CONNECTION_MAX,
+                    max_metadata_size=METADATA_BYTES_MAX,
+                    reuse_port=False,
+                )
+                front.start()
         except (RuntimeError, ValueError) as error:
             raise OSError(f"cannot serve gRPC on {host}:{self._asked_port}: {error}") from error
         self._front = front

@@ -166,6 +166,7 @@ class FrontendServer:
             "RespondActivityTaskCanceledById": activity.canceled_by_id,
             "RecordActivityTaskHeartbeat": activity.heartbeat,
             "RecordActivityTaskHeartbeatById": activity.heartbeat_by_id,
+            "ResetActivity": activity.reset,
             "ShutdownWorker": poll.shutdown_worker,
             "DescribeTaskQueue": queue.describe,
             "ListWorkflowExecutions": visibility.list,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from temporalio.api.query.v1 import message_pb2 as query_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.history.machine import keys, reads
-from everfold.history.machine.context import NamespaceInfo, namespace_from_record
+from everfold.history.machine import reads
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import workflow_not_found
 from everfold.history.machine.shard_fold import ShardFold
@@ -14,7 +13,6 @@ from everfold.history.machine.state import Run
 from everfold.history.machine.step import Reply, RunKey
 from everfold.history.queries import QueryView
 from everfold.history.reading import HistoryAnswer, UpdateStatus
-from everfold.schemas import codec
 
 
 class MachineReads:
@@ -22,14 +20,14 @@ class MachineReads:
 
     def describe(self, fold: ShardFold, namespace_id: str, request: bytes) -> bytes:
         """See `Reads`."""
-        info = namespace_info(fold, namespace_id)
+        info = fold.namespace(namespace_id)
         if info is None:
             raise workflow_not_found(ws.DescribeWorkflowExecutionRequest.FromString(request).execution.workflow_id)
         return reads.describe(fold, info, request)
 
     def history(self, fold: ShardFold, namespace_id: str, request: bytes, *, may_wait: bool) -> HistoryAnswer:
         """See `Reads`."""
-        info = namespace_info(fold, namespace_id)
+        info = fold.namespace(namespace_id)
         if info is None:
             raise workflow_not_found(ws.GetWorkflowExecutionHistoryRequest.FromString(request).execution.workflow_id)
         answer = reads.get_history(fold, namespace_id, info.name, request, final=not may_wait)
@@ -39,7 +37,7 @@ class MachineReads:
 
     def history_reverse(self, fold: ShardFold, namespace_id: str, request: bytes) -> bytes:
         """See `Reads`."""
-        info = namespace_info(fold, namespace_id)
+        info = fold.namespace(namespace_id)
         if info is None:
             asked = ws.GetWorkflowExecutionHistoryReverseRequest.FromString(request)
             raise workflow_not_found(asked.execution.workflow_id)
@@ -53,7 +51,7 @@ class MachineReads:
         self, fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str, update_id: str
     ) -> UpdateStatus:
         """See `Reads`."""
-        info = namespace_info(fold, namespace_id)
+        info = fold.namespace(namespace_id)
         if info is None:
             raise workflow_not_found(workflow_id)
         return UpdateStatus(*reads.update_status(fold, namespace_id, info.name, workflow_id, run_id, update_id))
@@ -96,14 +94,8 @@ class MachineReads:
         return serialize(task)
 
 
-def namespace_info(fold: ShardFold, namespace_id: str) -> NamespaceInfo | None:
-    """The namespace as the shard's log has told it; None when it has not: then the shard has no run of it."""
-    row = fold.rows.get(keys.namespace(namespace_id))
-    return None if row is None else namespace_from_record(codec.decode(row)[1])
-
-
 def _run(fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str) -> Run:
-    info = namespace_info(fold, namespace_id)
+    info = fold.namespace(namespace_id)
     run = None if info is None else fold.run(namespace_id, info.name, workflow_id, run_id)
     if run is None:
         raise workflow_not_found(workflow_id)

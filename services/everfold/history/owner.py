@@ -55,7 +55,7 @@ from everfold.runtime.kafka import (
 )
 from everfold.runtime.kafka.group import SESSION_MS
 from everfold.runtime.kafka.producer import QUEUE_BYTES_MAX
-from everfold.schemas.topics import COMMANDS, SHARD_LOG
+from everfold.schemas.topics import ACTIVITY_TASKS, COMMANDS, SHARD_LOG, WORKFLOW_TASKS
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -98,8 +98,10 @@ class HistoryConfig:
         block_cache_bytes, write_buffer_bytes: RocksDB's, over all shards.
         flush_interval_s: memtables go to disk this often: bounds what a crash has to refold. At most 60 s.
         producer_bytes_max: records waiting for Kafka, over all producers.
-        outputs_linger_ms: how long outputs wait for company. Nobody waits for them when matching is in this process
-            (tasks are handed over directly), and a request per record is most of a broker's work under light load.
+        outputs_linger_ms: how long outputs wait for company that no workflow waits for; a request per record is most of
+            a broker's work under light load.
+        tasks_linger: whether task records are among those: where all of matching is in this process, tasks are handed
+            over directly, and their records only serve its next life.
         session_ms: how long this process may be silent before others get its shards.
     """
 
@@ -114,7 +116,8 @@ class HistoryConfig:
     write_buffer_bytes: int = 32 * 1024 * 1024
     flush_interval_s: float = 60.0
     producer_bytes_max: int = QUEUE_BYTES_MAX
-    outputs_linger_ms: float = 20.0
+    outputs_linger_ms: float = 100.0
+    tasks_linger: bool = False
     session_ms: int = SESSION_MS
     limits: ShellLimits = field(default_factory=ShellLimits)
 
@@ -168,14 +171,28 @@ class HistoryServer:
         self._proposals = PromptProducer(
             self.kafka, name="history-proposals", queue_bytes_max=config.producer_bytes_max // 4
         )
+        self._prompt_outputs = Producer(
+            self.kafka, name="history-prompt-outputs", queue_bytes_max=config.producer_bytes_max // 4
+        )
         self._outputs = Producer(
             self.kafka,
             name="history-outputs",
-            queue_bytes_max=config.producer_bytes_max // 2,
+            queue_bytes_max=config.producer_bytes_max // 4,
             linger_ms=config.outputs_linger_ms,
         )
         self.end_offsets = EndOffsets(self.kafka, name="history-offsets")
-        self.ports = KafkaPorts(self.kafka.prefix, self._proposals, self._outputs, self.end_offsets, self.clock)
+        prompt_topics = (
+            {SHARD_LOG.name} if config.tasks_linger else {SHARD_LOG.name, WORKFLOW_TASKS.name, ACTIVITY_TASKS.name}
+        )
+        self.ports = KafkaPorts(
+            self.kafka.prefix,
+            self._proposals,
+            self._prompt_outputs,
+            self._outputs,
+            prompt_topics,
+            self.end_offsets,
+            self.clock,
+        )
         self.log_consumer = LogConsumer(
             self.kafka, name="history-log", on_batch=self._on_log, on_trouble=self.on_log_trouble
         )
@@ -212,7 +229,7 @@ class HistoryServer:
             await self.log_consumer.stop()
             self.ports.close()
             self.end_offsets.close()
-            await asyncio.gather(self._proposals.close(0.5), self._outputs.close(1.0))
+            await asyncio.gather(self._proposals.close(0.5), self._prompt_outputs.close(1.0), self._outputs.close(1.0))
 
     @property
     def serving(self) -> list[int]:
@@ -259,7 +276,6 @@ class HistoryServer:
             tenure = self._tenures.get(number)
             if tenure is not None:
                 tenure.on_log(batch)
-        self.ports.poll()
 
     def on_log_trouble(self, trouble: PartitionTrouble) -> None:
         """A partition of the log cannot be read on."""
@@ -276,7 +292,6 @@ class HistoryServer:
             tenure = self._tenures.get(number)
             if tenure is not None:
                 tenure.on_commands(batch)
-        self.ports.poll()
 
     def _on_commands_trouble(self, trouble: PartitionTrouble) -> None:
         tenure = self._tenures.get(trouble.partition)
@@ -531,7 +546,6 @@ class _Tenure:
     def _on_own(self, messages: list[Message]) -> None:
         if self._own_consumer is not None:
             self.on_log(messages)
-            self._server.ports.poll()
 
     def _join_others(self) -> None:
         """From the consumer of its own to the shared one, at the position reached."""

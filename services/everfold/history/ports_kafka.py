@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from everfold.history.ports import Cancellable, Delivered, Headers, ProducerFull
@@ -28,15 +28,26 @@ class KafkaPorts:
 
     Args:
         proposals: takes the records that somebody waits for, in no order.
-        outputs: takes all others: chains, each partition's in order.
+        prompt_outputs: takes what is produced to `prompt_topics`, for which workflows wait: chains, sent at once.
+        outputs: takes all others: chains, too, sent in company.
+        prompt_topics: names without prefix. A chain must stay with one producer, and so a topic does.
     """
 
     def __init__(
-        self, prefix: str, proposals: PromptProducer, outputs: Producer, end_offsets: EndOffsets, clock: Clock
+        self,
+        prefix: str,
+        proposals: PromptProducer,
+        prompt_outputs: Producer,
+        outputs: Producer,
+        prompt_topics: Collection[str],
+        end_offsets: EndOffsets,
+        clock: Clock,
     ) -> None:
         self._prefix = prefix
         self._log_topic = prefix + SHARD_LOG.name
         self._proposals = proposals
+        self._prompt_outputs = prompt_outputs
+        self._prompt_topics = frozenset(prompt_topics)
         self._outputs = outputs
         self._end_offsets = end_offsets
         self._clock = clock
@@ -48,16 +59,12 @@ class KafkaPorts:
         self, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers, on_delivery: Delivered
     ) -> None:
         """See `ShardPorts.produce`."""
-        self._send(self._outputs, self._prefix + topic, partition, key, value, headers, on_delivery)
+        producer = self._prompt_outputs if topic in self._prompt_topics else self._outputs
+        self._send(producer, self._prefix + topic, partition, key, value, headers, on_delivery)
 
     def propose(self, partition: int, key: bytes, value: bytes, on_delivery: Delivered) -> None:
         """See `ShardPorts.propose`."""
         self._send(self._proposals, self._log_topic, partition, key, value, (), on_delivery)
-
-    def poll(self) -> None:
-        """Collect the delivery reports that are there."""
-        self._proposals.poll()
-        self._outputs.poll()
 
     def _send(
         self,

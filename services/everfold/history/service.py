@@ -142,6 +142,7 @@ class HistoryService:
         scheduled_event_id: int,
         attempt: int,
         stamp: int,
+        task_id: str,
         request_id: str,
         poll: bytes,
         timeout: float,
@@ -158,6 +159,7 @@ class HistoryService:
             "stamp": stamp,
             "request_id": request_id,
             "poll": poll,
+            "task_id": task_id,
         }
         if type == "activity":
             return await self._propose(

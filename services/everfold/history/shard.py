@@ -13,7 +13,7 @@ verdict of the fold gives the shard up with nothing written: the log refolds it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from everfold.history.machine.shard_fold import LogRecord, ShardFold
 
 log = structlog.get_logger("history")
+
+OFFER_AGAIN_RETRY_NS: Final = SECOND_NS
+"""Pause before OFFER_TASKS_AGAIN is appended again when its outcome is unknown."""
 
 
 class HashMismatch(ShardLost):
@@ -172,6 +175,7 @@ class Shard:
             self._listener.on_offers(offers)
         self._listener.on_serving()
         self._settle()
+        self._offer_tasks_again()
 
     def when_settled(self, done: Callable[[], None]) -> None:
         """Call back when the shard serves or is closed; at once if it is so already."""
@@ -454,6 +458,19 @@ class Shard:
             verdict,
             None,
         )
+
+    def _offer_tasks_again(self) -> None:
+        """Append OFFER_TASKS_AGAIN until every run has been looked at, one record at a time."""
+        if self.phase is not Phase.SERVING or not self.fold.tasks_to_offer:
+            return
+
+        def verdict(result: Verdict) -> None:
+            if isinstance(result, Reply):
+                self._offer_tasks_again()
+            elif self.phase is Phase.SERVING:
+                self._ports.call_later(OFFER_AGAIN_RETRY_NS, self._offer_tasks_again)
+
+        self._propose_internal("OFFER_TASKS_AGAIN", {}, verdict)
 
     def _announce_sent(self, position: Origin, done: Callable[[bool], None]) -> None:
         meta = self.fold.meta

@@ -155,6 +155,8 @@ class UpdateCalls:
                 error = aborted.error
                 if aborted.started:
                     raise multi_operation_failed([None, error]) from None
+                if not aborted.by_closing:
+                    raise multi_operation_failed([ABORTED, error]) from None
                 if last:
                     raise multi_operation_failed([ABORTED, StatusError(Code.ABORTED, error.message)]) from None
             finally:
@@ -189,8 +191,8 @@ class UpdateCalls:
         try:
             await wait.reached(waiting)
         except StatusError as error:
-            if waiting.aborted:
-                raise _Aborted(error, response.responses[0].start_workflow.started) from None
+            if waiting.error is not None and error.code != Code.UNAVAILABLE:
+                raise _Aborted(error, response.responses[0].start_workflow.started, waiting.aborted) from None
             raise
         return response
 
@@ -204,16 +206,18 @@ class UpdateCalls:
 
 
 class _Aborted(Exception):
-    """The workflow closed before it accepted the update.
+    """The update has come to nothing before the workflow accepted it.
 
     Attributes:
         started: this call had started the workflow.
+        by_closing: the workflow closed; another run may accept it.
     """
 
-    def __init__(self, error: StatusError, started: bool) -> None:
+    def __init__(self, error: StatusError, started: bool, by_closing: bool) -> None:
         super().__init__(error.message)
         self.error = error
         self.started = started
+        self.by_closing = by_closing
 
 
 class _Wait:

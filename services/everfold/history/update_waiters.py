@@ -59,6 +59,8 @@ class WaitingUpdate:
         """Something happened to the update."""
         if news.stage == "aborted":
             self.error, self.aborted = news.error, True
+        elif news.stage == "failed":
+            self.error = news.error
         elif news.stage in ("completed", "rejected"):
             self.stage, self.outcome = COMPLETED, news.outcome
         elif news.stage == "accepted":

@@ -49,6 +49,9 @@ _GAUGES: Final[dict[str, Any]] = {
     "queries_waiting": metrics.QUERIES_WAITING,
 }
 
+_FETCH_BYTES: Final = 256 * 1024
+"""So much ends a fetch that can wait: some thousand records."""
+
 REREAD_S: Final = 1.0
 """Pause before a partition whose position was lost is read again from its start."""
 
@@ -64,6 +67,7 @@ class MatchingServer:
         membership: told what this process holds.
         ends: tells how far behind the ends of its topics this process is, for the metrics; None measures nothing.
         session_ms: how long this process may be silent before others get its partitions.
+        handed_over: every task is also handed over directly, so the records need not come at once.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class MatchingServer:
         ends: EndOffsets | None = None,
         *,
         session_ms: int = SESSION_MS,
+        handed_over: bool = False,
     ) -> None:
         self.service = service
         self._membership = membership
@@ -86,7 +91,13 @@ class MatchingServer:
         self._decode = {WORKFLOW: codec.decode_workflow_task, ACTIVITY: codec.decode_activity_task}
         self._held: dict[int, HeldPartition] = {}
         self._consumer = LogConsumer(
-            settings, name="matching-tasks", on_batch=self._batch, on_end=self._end, on_trouble=self._trouble
+            settings,
+            name="matching-tasks",
+            on_batch=self._batch,
+            on_end=self._end,
+            on_trouble=self._trouble,
+            # Then a fetch waits its whole time (100 ms) for company, rather than costing a request per record.
+            fetch_min_bytes=_FETCH_BYTES if handed_over else 1,
         )
         self._group = GroupMembership(
             settings,

@@ -84,6 +84,11 @@ class StartableTask(Protocol):
         ...
 
     @property
+    def task_id(self) -> str:
+        """Key of its record; "" when it has none."""
+        ...
+
+    @property
     def shard(self) -> int:
         """The shard that starts it."""
         ...
@@ -175,6 +180,7 @@ class HistoryClient:
             task.scheduled_event_id,
             task.attempt,
             task.stamp,
+            task.task_id,
             request_id,
             poll,
             timeout,

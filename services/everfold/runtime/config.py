@@ -42,11 +42,12 @@ class KafkaSettings:
         6.0, "How long a silent process keeps its shards and task partitions.", unit="s", minimum=1, maximum=60
     )
     linger_ms: float = setting(
-        20.0,
-        "How long outputs wait for company; where matching is another process, at most 1. Proposals never wait so.",
+        100.0,
+        "How long records wait for company that no workflow waits for: history, visibility and, with the embedded "
+        "broker, tasks, which are handed over directly there.",
         unit="ms",
         minimum=0,
-        maximum=100,
+        maximum=1000,
     )
     queue_bytes: int = setting(
         64 * MIB,
@@ -94,15 +95,22 @@ class NodeSettings:
     name: str = setting("", "A name for this process in logs and in the cluster topic; empty makes one.", flag="--name")
 
 
+TASK_PARTITIONS_DEFAULT: Final = 2
+SHARDS_DEFAULT: Final = 4
+SHARDS_EMBEDDED: Final = 2
+"""One process folds them all there, so more shards only mean more and smaller requests to the broker."""
+
+
 @dataclass(frozen=True)
 class HistorySettings:
     """History: shards and their stores."""
 
     shards: int = setting(
-        4,
-        "History shards: a power of two, fixed when the topics are created.",
+        0,
+        "History shards: a power of two, fixed when the topics are created. 0: as many as the topics have; "
+        f"{SHARDS_EMBEDDED} for new ones on the embedded broker, {SHARDS_DEFAULT} elsewhere.",
         flag="--shards",
-        minimum=1,
+        minimum=0,
         maximum=4096,
     )
     run_cache_bytes: int = setting(
@@ -138,10 +146,11 @@ class MatchingSettings:
     """Matching: task queues."""
 
     partitions: int = setting(
-        2,
-        "Partitions of each task topic, fixed when the topics are created.",
+        0,
+        "Partitions of each task topic, fixed when the topics are created. 0: as many as there are; "
+        f"{TASK_PARTITIONS_DEFAULT} for new ones.",
         flag="--task-partitions",
-        minimum=1,
+        minimum=0,
         maximum=1024,
     )
     pollers_max: int = setting(10_000, "Parked polls per process; beyond it polls get RESOURCE_EXHAUSTED.", minimum=16)

@@ -55,5 +55,7 @@ for _module in (
     "children",
     "chains",
     "updates",
+    "update_failures",
+    "activity_resets",
 ):
     importlib.import_module(f"{__name__}.{_module}")

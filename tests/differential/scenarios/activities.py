@@ -220,6 +220,31 @@ def activity_cancels_itself(s: Script) -> None:
     s.complete(s.poll(), s.done())
 
 
+@scenario("16m", "an activity is scheduled and cancelled in one task, with commands behind it")
+def activity_cancelled_at_once(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.activity("a1"), _cancel(s, 5), s.activity("a2"), s.timer("t1", 60))
+    s.complete_activity(s.poll_activity("the other one"))
+    s.complete(s.poll("cancelled and done"), s.done())
+
+
+@scenario("16n", "an activity is scheduled and cancelled in the task that closes the workflow")
+def activity_cancelled_at_the_end(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.activity("a1"), _cancel(s, 5), s.done())
+
+
+@scenario("16o", "a waiting activity is cancelled in a task behind which a signal waits")
+def activity_cancelled_before_a_signal(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.activity(task_queue={"name": f"{s.queue}-none"}))
+    s.signal("stop it")
+    task = s.poll()
+    s.signal("too late")
+    s.complete(task, _cancel(s, 5), s.timer("t1", 60))
+    s.complete(s.poll("cancelled, and a signal"), s.done())
+
+
 @scenario("16e", "an activity is cancelled between two attempts")
 def activity_cancelled_in_backoff(s: Script) -> None:
     s.start()

@@ -8,6 +8,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from temporalio.api.enums.v1 import update_pb2
 from temporalio.api.protocol.v1 import message_pb2 as protocol_v1
 from temporalio.api.update.v1 import message_pb2 as update_v1
+from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from differential.script import CLIENT, NAMESPACE, Script, command, payloads, seconds
 
@@ -78,3 +79,19 @@ def accept_and_complete(task: Any) -> list[protocol_v1.Message]:
 def answer_commands(count: int = 2, update_id: str = "u1") -> list[Any]:
     """The commands that say where those messages take effect."""
     return [command("PROTOCOL_MESSAGE", message_id=f"{update_id}/{what}") for what in ("accept", "complete")[:count]]
+
+
+def update_with_start(s: Script, conflict: str = "USE_EXISTING", reuse: str = "ALLOW_DUPLICATE") -> dict[str, Any]:
+    """Of an update that starts its workflow unless it runs."""
+    operation = ws.ExecuteMultiOperationRequest.Operation
+    start = s.start_fields(
+        workflow_id_conflict_policy=f"WORKFLOW_ID_CONFLICT_POLICY_{conflict}",
+        workflow_id_reuse_policy=f"WORKFLOW_ID_REUSE_POLICY_{reuse}",
+    )
+    return {
+        "namespace": NAMESPACE,
+        "operations": [
+            operation(start_workflow=ws.StartWorkflowExecutionRequest(**start)),
+            operation(update_workflow=ws.UpdateWorkflowExecutionRequest(**update_fields(s, "u1"))),
+        ],
+    }

@@ -6,7 +6,6 @@ from typing import Any
 
 from temporalio.api.enums.v1 import update_pb2
 from temporalio.api.update.v1 import message_pb2 as update_v1
-from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from differential.scenarios import scenario
 from differential.scenarios.pieces import (
@@ -15,6 +14,7 @@ from differential.scenarios.pieces import (
     begin_update,
     message,
     update_fields,
+    update_with_start,
 )
 from differential.script import NAMESPACE, Script, command, failure, payloads
 from support.raw import RpcError
@@ -160,11 +160,11 @@ def update_and_signal(s: Script) -> None:
 def update_with_start_of_running(s: Script) -> None:
     s.start()
     s.complete(s.poll(), s.timer(after=60))
-    waiting = s.client.begin("ExecuteMultiOperation", **_update_with_start(s))
+    waiting = s.client.begin("ExecuteMultiOperation", **update_with_start(s))
     task = s.poll("with the update")
     s.complete(task, *answer_commands(), messages=accept_and_complete(task))
     s.note("answer", waiting.result())
-    again = s.client.call("ExecuteMultiOperation", **_update_with_start(s))
+    again = s.client.call("ExecuteMultiOperation", **update_with_start(s))
     s.note("again", again.responses[1].update_workflow.outcome)
     s.terminate()
 
@@ -172,9 +172,9 @@ def update_with_start_of_running(s: Script) -> None:
 @scenario("14c", "update with start is refused for either part")
 def update_with_start_refused(s: Script) -> None:
     s.start()
-    s.refused("running", "ExecuteMultiOperation", **_update_with_start(s, "FAIL"))
+    s.refused("running", "ExecuteMultiOperation", **update_with_start(s, "FAIL"))
     s.terminate()
-    s.refused("no duplicate", "ExecuteMultiOperation", **_update_with_start(s, reuse="REJECT_DUPLICATE"))
+    s.refused("no duplicate", "ExecuteMultiOperation", **update_with_start(s, reuse="REJECT_DUPLICATE"))
 
 
 @scenario("21i", "an update that was accepted is admitted again by a reset")
@@ -220,18 +220,3 @@ def update_of_terminated(s: Script) -> None:
     s.poll("with the update")
     s.terminate()
     _outcome(s, waiting)
-
-
-def _update_with_start(s: Script, conflict: str = "USE_EXISTING", reuse: str = "ALLOW_DUPLICATE") -> dict[str, Any]:
-    operation = ws.ExecuteMultiOperationRequest.Operation
-    start = s.start_fields(
-        workflow_id_conflict_policy=f"WORKFLOW_ID_CONFLICT_POLICY_{conflict}",
-        workflow_id_reuse_policy=f"WORKFLOW_ID_REUSE_POLICY_{reuse}",
-    )
-    return {
-        "namespace": NAMESPACE,
-        "operations": [
-            operation(start_workflow=ws.StartWorkflowExecutionRequest(**start)),
-            operation(update_workflow=ws.UpdateWorkflowExecutionRequest(**update_fields(s, "u1"))),
-        ],
-    }

@@ -82,7 +82,7 @@ class TopologyOptions:
     group: str = "topology"
     properties: Mapping[str, str] = field(default_factory=dict)
     instance: str = ""
-    linger_s: float = 0.08
+    linger_s: float = 0.2
     metrics_ip: str = "127.0.0.1"
     metrics_port: int = 0
 

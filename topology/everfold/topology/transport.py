@@ -31,8 +31,8 @@ FETCH_WAIT_MS: Final = 250
 REST_WHOLE_RECORDS: Final = 64
 REST_LEAST: Final = 0.35
 """The rest after a fetch is all of `linger_s` when the fetch brought so many records, less when it brought fewer, but
-at least this part: 28 ms of 80. At 200 workflows a second a whole rest saves a third of the CPU; at one it would only
-be latency."""
+at least this part: 70 ms of 200. At 50 workflows a second a whole rest saves half of the CPU; at one it would only be
+latency."""
 
 REST_S: Final = 0.02
 """Pause while there is nothing that may be fetched, as in a rebalance."""

@@ -15,6 +15,7 @@ import structlog
 import uvloop
 
 from everfold.runtime.lifecycle import PARENT_ENV
+from everfold.runtime.scheduling import give_way
 from everfold.topology.application import TopologyApp, Worker
 
 QUIET_S: Final = 10.0
@@ -28,6 +29,7 @@ log = structlog.get_logger("topology")
 def run(app: TopologyApp) -> int:
     """Runs the application until SIGTERM or SIGINT, or until a processor cannot go on. Returns the exit status."""
     die_with_parent()
+    give_way()  # to the services, for whose work workflows wait
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(_Calm())
     # Faust is not to touch the logs: the process has configured them.

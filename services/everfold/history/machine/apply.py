@@ -383,6 +383,22 @@ def retry_activity(activity: Activity, now_ns: int, next_attempt_at_ns: int, las
     activity.request_id = ""
     activity.identity = ""
     activity.task_id = ""
+    if activity.reset_heartbeat:
+        forget_heartbeat(activity)
+    activity.reset = activity.reset_heartbeat = False
+
+
+def reset_activity(activity: Activity, *, heartbeat: bool) -> None:
+    """The activity begins again at its first attempt; `heartbeat`: without the details of those before."""
+    activity.attempt = 1
+    activity.reset = True
+    activity.reset_heartbeat = activity.reset_heartbeat or heartbeat
+
+
+def forget_heartbeat(activity: Activity) -> None:
+    """The next attempt knows nothing of those before."""
+    activity.heartbeat_details = b""
+    activity.heartbeat_recorded_at_ns = 0
 
 
 def heartbeat_activity(activity: Activity, at_ns: int, details: bytes | None) -> None:

@@ -169,11 +169,15 @@ class StepContext:
         self.loaded.add(key)
         return run
 
-    def reload(self, run: Run) -> Run:
-        """The run as it was before this step; what the step did to it is gone."""
-        key = run_row(run)
-        self.cache.drop(key)
-        again = self.load(key)
+    def start_over(self, run: Run) -> Run:
+        """Undoes all that this step did: rows, outputs, news, other runs. Returns the run as it was before."""
+        self.rows.drop_step()
+        for key in self.loaded:
+            self.cache.drop(key)
+        self.step = Step()
+        self._ids = self._index = 0
+        self._links = {}
+        again = self.load(run_row(run))
         if again is None:
             raise AssertionError(f"a run that this step made cannot be reloaded: {run.workflow_id} {run.run_id}")
         return again

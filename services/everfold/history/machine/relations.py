@@ -67,6 +67,8 @@ def announce_close(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent) 
         }
         send(ctx, namespace, namespace_id, workflow_id, run_id, "ChildClosed", message)
     for child in run.children.values():
+        if run.reset_run_id:
+            break  # the run that the reset made has them now
         if child.parent_close_policy == workflow_pb2.PARENT_CLOSE_POLICY_ABANDON:
             continue
         cancel = child.parent_close_policy == workflow_pb2.PARENT_CLOSE_POLICY_REQUEST_CANCEL

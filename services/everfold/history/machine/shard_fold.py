@@ -24,6 +24,7 @@ from everfold.history.machine.context import NamespaceInfo, StepContext, run_row
 from everfold.history.machine.deadlines import next_deadline
 from everfold.history.machine.decide import (
     activity,
+    activity_reset,
     cross_run,
     multi_operation,
     namespace,
@@ -36,6 +37,8 @@ from everfold.history.machine.decide import (
     updates,
     workflow_task,
 )
+from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
+from everfold.history.machine.decide.offer_again import offer_tasks_again
 from everfold.history.machine.outputs import emit_visibility
 from everfold.history.machine.rejections import namespace_not_found
 from everfold.history.machine.rows import Rows, RowStore
@@ -43,6 +46,7 @@ from everfold.history.machine.state import Run, decode_run, encode_run
 from everfold.history.machine.step import DueTimer, Guards, OutboxRow, Reply, RunKey, Step, TaskOffer
 from everfold.history.machine.turn import workflow_offer
 from everfold.kernel.errors import (
+    Code,
     LogGap,
     LogTruncated,
     ShardLost,
@@ -87,6 +91,8 @@ class ShardMeta:
         received: "SOURCE/partition" -> place of the last message taken from there.
         outputs_sent: place up to which outputs are acknowledged; None before the first.
         namespaces: namespace id -> version known to this shard.
+        offered_epoch: all tasks of earlier leader epochs have been offered since this one began; see `offer_again`.
+        offering_epoch, offer_cursor: how far that is for a later one.
     """
 
     shard: int
@@ -104,6 +110,9 @@ class ShardMeta:
     chains: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     received: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     state_hash: bytes = b""
+    offered_epoch: int = -1
+    offering_epoch: int = -1
+    offer_cursor: bytes = b""
     limits: Limits = field(default_factory=Limits)
 
     def encode(self) -> bytes:
@@ -125,6 +134,9 @@ class ShardMeta:
                 self.chains,
                 self.received,
                 self.state_hash,
+                self.offered_epoch,
+                self.offering_epoch,
+                self.offer_cursor,
             ]
         )
         return packed
@@ -138,7 +150,9 @@ class ShardMeta:
         if values[0] != 1:
             raise UnknownFeatureLevel(f"expected meta row layout 1, found {values[0]}; use the version that wrote it")
         meta = cls(shard, *values[1:9])
-        sent, meta.settings, meta.namespaces, chains, received, meta.state_hash = values[9:]
+        sent, meta.settings, meta.namespaces, chains, received, meta.state_hash = values[9:15]
+        if len(values) > 15:
+            meta.offered_epoch, meta.offering_epoch, meta.offer_cursor = values[15:]
         meta.outputs_sent = None if sent is None else (sent[0], sent[1], sent[2])
         meta.chains = {key: (place[0], place[1], place[2]) for key, place in chains.items()}
         meta.received = {key: (place[0], place[1], place[2]) for key, place in received.items()}
@@ -265,6 +279,8 @@ class ShardFold:
             self._drop(ctx)
             ctx.step.reply = Reply(error=error)
             self._reject_command(ctx, body, error, record)
+            if error.code == Code.NOT_FOUND and kind in LEFTOVERS:
+                void_leftover(ctx, self._run_of(ctx, body), kind, body)
         except (MemoryError, ShardLost):
             raise
         except Exception as error:  # the pure step is the same on every host: so is its failure (law 9)
@@ -397,6 +413,7 @@ class ShardFold:
         meta.cluster_id = genesis["cluster_id"]
         meta.shard_count = genesis["shard_count"]
         meta.feature_level = genesis["feature_level"]
+        meta.offered_epoch = ctx.epoch
 
     def _shard_taken(self, ctx: StepContext, body: Record) -> None:
         """Only its stamp matters: it carries the shard clock over the time in which nobody ran."""
@@ -443,6 +460,18 @@ class ShardFold:
     def _republish(self, ctx: StepContext, body: Record) -> None:
         for run in self._all_runs():
             emit_visibility(ctx, run)
+
+    def _offer_tasks_again(self, ctx: StepContext, body: Record) -> None:
+        meta = self.meta
+        if meta.offered_epoch >= ctx.epoch:
+            ctx.step.ignored = True
+            return
+        if meta.offering_epoch != ctx.epoch:
+            meta.offering_epoch, meta.offer_cursor = ctx.epoch, b""
+        if self.guards.offer_again:
+            meta.offer_cursor = offer_tasks_again(ctx, self._slots(), meta.offer_cursor)
+        if not meta.offer_cursor:
+            meta.offered_epoch = ctx.epoch
 
     def _reject_command(self, ctx: StepContext, body: Record, error: StatusError, record: LogRecord) -> None:
         """A user's record that the machine refuses is told on `commands-rejected`; an RPC's caller has the reply."""
@@ -558,14 +587,19 @@ class ShardFold:
                     offers.append(workflow_offer(ctx, run))
         return offers
 
+    @property
+    def tasks_to_offer(self) -> bool:
+        """Whether tasks of earlier leader epochs may have lost their records: `OFFER_TASKS_AGAIN` is to be appended."""
+        return self.meta.offered_epoch < self.meta.applied_epoch
+
     def run_by_key(self, key: RunKey) -> Run | None:
         """A run by its three ids; its slot follows from the namespace's name."""
         known = self.namespace(key.namespace_id)
         return None if known is None else self.run(key.namespace_id, known.name, key.workflow_id, key.run_id)
 
     def namespace(self, namespace_id: str) -> NamespaceInfo | None:
-        """A namespace as this shard's log has told it."""
-        return self._reader().namespace(namespace_id)
+        """A namespace as this shard's log has told it; None when it has not: then the shard has no run of it."""
+        return self._namespaces.get(namespace_id) or self._reader().namespace(namespace_id)
 
     def run_by_part(self, part: bytes, slot: int) -> Run | None:
         """The run of a <run> key part."""
@@ -604,6 +638,7 @@ _ENGINE: Final[dict[str, Engine]] = {
     "COMMANDS_PASSED": ShardFold._commands_passed,
     "RELEASE_WORKFLOW": ShardFold._release,
     "REPUBLISH_VISIBILITY": ShardFold._republish,
+    "OFFER_TASKS_AGAIN": ShardFold._offer_tasks_again,
 }
 
 
@@ -666,6 +701,7 @@ _BY_NAMESPACE: Final[dict[str, ByNamespace]] = {
     "MULTI_OPERATION": multi_operation.decide_multi_operation,
     "DELETE_WORKFLOW": purge.decide_delete,
     "RESET_WORKFLOW": reset.decide_reset,
+    "RESET_ACTIVITY": activity_reset.decide_reset_activity,
     "COMPLETE_ACTIVITY_BY_ID": activity.decide_complete_activity_by_id,
     "FAIL_ACTIVITY_BY_ID": activity.decide_fail_activity_by_id,
     "CANCEL_ACTIVITY_BY_ID": activity.decide_cancel_activity_by_id,

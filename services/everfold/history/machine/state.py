@@ -163,6 +163,8 @@ class Activity:
         "last_worker_identity",
         "last_attempt_completed_at_ns",
         "heartbeat_recorded_at_ns",
+        "reset",
+        "reset_heartbeat",
     )
 
     scheduled_event_id: int
@@ -199,6 +201,8 @@ class Activity:
     last_worker_identity: str
     last_attempt_completed_at_ns: int
     heartbeat_recorded_at_ns: int
+    reset: bool
+    reset_heartbeat: bool
 
     def __init__(self) -> None:
         for name in self.FIELDS:
@@ -208,6 +212,7 @@ class Activity:
         self.last_failure = self.heartbeat_details = self.priority = b""
         self.coefficient = [2, 1]
         self.non_retryable_types = []
+        self.reset = self.reset_heartbeat = False
         self.attempt = 1
 
     @property

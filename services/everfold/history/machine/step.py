@@ -101,9 +101,9 @@ class UpdateNews(NamedTuple):
     """What a step did to an update.
 
     Attributes:
-        stage: "admitted", "accepted", "completed", "rejected", "aborted" or "moved".
+        stage: "admitted", "accepted", "completed", "rejected", "aborted" by the run's end, "failed" or "moved".
         outcome: serialized temporal.api.update.v1.Outcome of a completed or rejected update.
-        error: why an aborted update has no outcome.
+        error: why an aborted or failed update has no outcome.
         run_id: of a moved update, the run that has it now.
     """
 
@@ -150,3 +150,5 @@ class Guards:
     shard_clock: bool = True
     epoch_check: bool = True
     task_start: bool = True
+    task_leftover: bool = True
+    offer_again: bool = True

@@ -52,10 +52,19 @@ class Turn:
         """Appends the event, or buffers it while a workflow task is started, and applies it."""
         run = self.run
         if run.task_started and event.event_type in events.BUFFERED:
-            run.buffered.append(serialize(event))
-        else:
-            self._append(event)
+            return self.record_behind(event)
+        self._append(event)
         apply_event(run, event)
+        return event
+
+    def record_behind(self, event: history_pb2.HistoryEvent) -> history_pb2.HistoryEvent:
+        """Applies the event at once, but gives it its id behind those of the commands that are being done.
+
+        Workers count a command's event id from the commands before it, so nothing may come between (event_store.go,
+        bufferEvent).
+        """
+        self.run.buffered.append(serialize(event))
+        apply_event(self.run, event)
         return event
 
     def flush_buffered(self) -> None:

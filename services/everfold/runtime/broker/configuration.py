@@ -95,9 +95,8 @@ def java_command(runtime: Runtime, main: str, arguments: list[str], *, heap_mb: 
         "-Xms48m",
         f"-Xmx{heap_mb}m",
         "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=1",
         "-XX:MaxDirectMemorySize=64m",
-        "-XX:ReservedCodeCacheSize=48m",
+        "-XX:ReservedCodeCacheSize=64m",
         "-XX:-UsePerfData",
         "-XX:+ExitOnOutOfMemoryError",
         # Whether an archive fits is Java's business, and it starts without it when not: no warnings about that.

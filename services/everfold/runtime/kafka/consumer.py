@@ -22,6 +22,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from everfold.runtime.kafka.settings import MESSAGE_BYTES_MAX, KafkaSettings
+from everfold.runtime.scheduling import starting_threads_that_give_way
 
 BATCH_RECORDS_MAX: Final = 1000
 """One batch is one WriteBatch and one turn of the loop: some tens of milliseconds of folding at this size."""
@@ -132,7 +133,8 @@ class LogConsumer:
     async def start(self) -> None:
         """Starts the thread."""
         self._loop = asyncio.get_running_loop()
-        consumer = Consumer(self._config)
+        with starting_threads_that_give_way():
+            consumer = Consumer(self._config)
         self._thread = threading.Thread(target=self._run, args=(consumer,), name=f"kafka-{self._name}", daemon=True)
         self._thread.start()
 

@@ -22,6 +22,7 @@ from confluent_kafka import Producer as _Producer
 
 from everfold.runtime.kafka.errors import KafkaTrouble, ProducerQueueFull
 from everfold.runtime.kafka.settings import KafkaSettings
+from everfold.runtime.scheduling import starting_threads_that_give_way
 
 QUEUE_RECORDS_MAX: Final = 100_000
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -33,7 +34,8 @@ deadline, whose caller by then has its UNAVAILABLE; and an outbox starts over af
 
 _POLL_MIN_S: Final = 0.002
 _POLL_MAX_S: Final = 0.05
-"""The timer's pause: short while reports come in, doubling up to the longer one while Kafka is silent."""
+"""The timer's pause: short while reports come in, doubling up to the longer one while Kafka is silent. Never shorter
+than the linger, before which there is nothing to report."""
 
 _RETIRE_SECONDS_MAX: Final = 0.5
 """Bound on the block of the loop when a fatal error replaces the producer."""
@@ -58,6 +60,8 @@ class Producer:
         queue_records_max: int = QUEUE_RECORDS_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
         delivery_seconds_max: float = DELIVERY_SECONDS_MAX,
+        linger_ms: float = 0,
+        failures_only: bool = False,
         on_replaced: Callable[[], None] | None = None,
         **config: Any,
     ) -> None:
@@ -69,16 +73,19 @@ class Producer:
             queue_records_max: records that may be outstanding.
             queue_bytes_max: bytes that may be outstanding.
             delivery_seconds_max: after which a record is reported as failed; it may be in the log nevertheless.
+            linger_ms: how long a record waits for company. 0: it leaves at once, and each costs a request of its own
+                while few are under way. Where nobody waits, give it some milliseconds.
+            failures_only: `on_delivery` is called for failures only, which saves building a report per record.
             on_replaced: called when a fatal error replaced the producer, after all reports of the old one.
-            config: further librdkafka properties, underscores for dots. `linger_ms` is 0: a record leaves at once, and
-                each costs a request of its own while few are under way. Where nobody waits, give it some milliseconds.
+            config: further librdkafka properties, underscores for dots.
         """
         self._config = settings.client(
             name,
             **{
                 "enable_idempotence": True,
                 "acks": "all",
-                "linger_ms": 0,
+                "linger_ms": linger_ms,
+                "delivery_report_only_error": failures_only,
                 "compression_type": "none",
                 "queue_buffering_max_messages": queue_records_max,
                 "queue_buffering_max_kbytes": queue_bytes_max // 1024,
@@ -93,10 +100,11 @@ class Producer:
         self._on_replaced = on_replaced
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._pause = _POLL_MIN_S
+        self._shortest_pause = min(max(_POLL_MIN_S, linger_ms / 1000), _POLL_MAX_S)
+        self._pause = self._shortest_pause
         self._fatal: KafkaError | None = None
         self._closed = False
-        self._producer = _Producer(self._config)
+        self._producer = self._made()
 
     @property
     def outstanding(self) -> int:
@@ -193,14 +201,14 @@ class Producer:
 
     def _arm(self) -> None:
         if self._timer is None:
-            self._pause = _POLL_MIN_S
+            self._pause = self._shortest_pause
             self._timer = self._loop.call_later(self._pause, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
         reports = self.poll()
         if len(self._producer) and not self._closed:
-            self._pause = _POLL_MIN_S if reports else min(2 * self._pause, _POLL_MAX_S)
+            self._pause = self._shortest_pause if reports else min(2 * self._pause, _POLL_MAX_S)
             self._timer = self._loop.call_later(self._pause, self._tick)
 
     def _on_error(self, error: KafkaError) -> None:
@@ -210,6 +218,10 @@ class Producer:
         else:
             log.debug("kafka", producer=self._name, error=error.str())
 
+    def _made(self) -> _Producer:
+        with starting_threads_that_give_way():
+            return _Producer(self._config)
+
     def _replace(self, cause: KafkaError) -> None:
         log.error("producer failed for good and is replaced", producer=self._name, error=cause.str())
         old = self._producer
@@ -217,6 +229,6 @@ class Producer:
             old.purge()
         old.flush(_RETIRE_SECONDS_MAX)
         self._fatal = None
-        self._producer = _Producer(self._config)
+        self._producer = self._made()
         if self._on_replaced is not None:
             self._on_replaced()

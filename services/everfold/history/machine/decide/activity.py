@@ -231,7 +231,9 @@ def decide_heartbeat(ctx: StepContext, run: Run | None, message: bytes) -> Reply
     request = ws.RecordActivityTaskHeartbeatRequest.FromString(message)
     run, activity = _by_token(run, request.task_token)
     _heartbeat(ctx, run, activity, request)
-    response = ws.RecordActivityTaskHeartbeatResponse(cancel_requested=bool(activity.cancel_requested_event_id))
+    response = ws.RecordActivityTaskHeartbeatResponse(
+        cancel_requested=bool(activity.cancel_requested_event_id), activity_reset=activity.reset
+    )
     return Reply(serialize(response))
 
 
@@ -240,7 +242,9 @@ def decide_heartbeat_by_id(ctx: StepContext, namespace: NamespaceInfo, message: 
     request = ws.RecordActivityTaskHeartbeatByIdRequest.FromString(message)
     run, activity = _by_id(ctx, namespace, request, must_be_started=True)
     _heartbeat(ctx, run, activity, request)
-    response = ws.RecordActivityTaskHeartbeatByIdResponse(cancel_requested=bool(activity.cancel_requested_event_id))
+    response = ws.RecordActivityTaskHeartbeatByIdResponse(
+        cancel_requested=bool(activity.cancel_requested_event_id), activity_reset=activity.reset
+    )
     return Reply(serialize(response))
 
 

@@ -67,7 +67,7 @@ def handle_commands(turn: Turn, completed_event_id: int, request: ws.RespondWork
     Raises:
         CommandFailed: one of them cannot be done.
     """
-    completion = Completion(request.identity)
+    completion = Completion(request.identity, unseen=bool(turn.run.buffered))
     eager: list[command_pb2.ScheduleActivityTaskCommandAttributes] = []
     messages = updates.Messages(request.messages)
     for command in request.commands:
@@ -181,7 +181,7 @@ def _request_cancel_activity(
         c.latest_cancel_requested_event_id = event.event_id
         c.scheduled_event_id = scheduled_event_id
         c.identity = completion.identity
-        turn.record(canceled)
+        turn.record_behind(canceled)
         completion.wants_task = True
     return event
 
@@ -225,6 +225,7 @@ def _cancel_timer(
         started_event_id = _take_buffered_fire(turn, timer_id)
         if not started_event_id:
             raise _illegal("BAD_CANCEL_TIMER_ATTRIBUTES", "add-timer-canceled-event", f"TimerID: {timer_id}")
+        completion.unseen = bool(run.buffered)
     event = turn.new(events.TIMER_CANCELED)
     a = event.timer_canceled_event_attributes
     a.timer_id = timer_id
@@ -274,7 +275,7 @@ def _record_marker(
 def _complete_workflow(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
-    _check_may_close(turn)
+    _check_may_close(completion)
     attributes = command.complete_workflow_execution_command_attributes
     check_blob(
         attributes.result.ByteSize(),
@@ -299,7 +300,7 @@ def _complete_workflow(
 def _fail_workflow(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
-    _check_may_close(turn)
+    _check_may_close(completion)
     attributes = command.fail_workflow_execution_command_attributes
     if not attributes.HasField("failure"):
         raise CommandFailed(
@@ -328,7 +329,7 @@ def _fail_workflow(
 def _continue_as_new(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
-    _check_may_close(turn)
+    _check_may_close(completion)
     attributes = command.continue_as_new_workflow_execution_command_attributes
     cause = "BAD_CONTINUE_AS_NEW_ATTRIBUTES"
     limits = turn.ctx.limits
@@ -355,7 +356,7 @@ def _continue_as_new(
 def _cancel_workflow(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
-    _check_may_close(turn)
+    _check_may_close(completion)
     attributes = command.cancel_workflow_execution_command_attributes
     turn.void_all_tasks()
     event = turn.new(events.CANCELED)
@@ -366,9 +367,9 @@ def _cancel_workflow(
     return turn.record(event)
 
 
-def _check_may_close(turn: Turn) -> None:
+def _check_may_close(completion: Completion) -> None:
     """Events that the worker has not seen stand in the way of closing."""
-    if turn.run.buffered:
+    if completion.unseen:
         raise CommandFailed("UNHANDLED_COMMAND")
 
 

@@ -39,6 +39,8 @@ class Completion:
 
     #: of the worker that completed the task
     identity: str
+    #: events that the worker has not seen wait behind the task: the workflow may not close
+    unseen: bool = False
     #: an activity that no worker had was cancelled, or another workflow cannot be reached: the workflow must hear of it
     wants_task: bool = False
     #: scheduled event ids of activities handed to the completing worker in the answer

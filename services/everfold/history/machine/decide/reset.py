@@ -42,6 +42,8 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     current = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, "")
     if base is None:
         raise workflow_not_found(target.workflow_id)
+    if current is not None and current.run_id == base.run_id:
+        current = base
     point = request.workflow_task_finish_event_id
     if not 1 < point < base.next_event_id:
         raise invalid("Workflow task finish ID must be > 1 && <= workflow last event ID.")
@@ -50,16 +52,17 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
         return Reply(serialize(ws.ResetWorkflowExecutionResponse(run_id=current.run_id)))
     excluded = _excluded(request)
     again = list(_events_after(ctx, base, point))
-    if current is not None and current.running:
+    run = _rebuild(ctx, base, point, request.request_id)
+    base.reset_run_id = run.run_id  # before it ends: the children of a run that was reset live on
+    ends = current is not None and current.running
+    if current is not None and ends:
         waiting = [history_pb2.HistoryEvent.FromString(data) for data in current.buffered]
         again.extend(event for event in waiting if event.event_type not in events.FLUSHED_LAST)
         turn = Turn(ctx, current)
         terminate(turn, request.reason, None, _RESETTER)
         turn.finish()
-    run = _rebuild(ctx, base, point, request.request_id)
-    base_turn = Turn(ctx, base)
-    base.reset_run_id = run.run_id
-    base_turn.finish()
+    if current is not base or not ends:
+        Turn(ctx, base).finish()
     turn = Turn(ctx, run)
     _fail_task(turn, request, base)
     for event in again:

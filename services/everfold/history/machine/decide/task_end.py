@@ -85,7 +85,8 @@ def write_speculative(turn: Turn, task: WorkflowTask, identity: str) -> None:
     event = turn.new(events.TASK_STARTED, task.started_at_ns)
     a = event.workflow_task_started_event_attributes
     a.scheduled_event_id = task.scheduled_event_id
-    a.identity = identity or task.identity
+    # The real server names the worker only where it answered, and not when something is buffered behind the task.
+    a.identity = "" if run.buffered else identity
     a.request_id = task.request_id
     a.history_size_bytes = task.history_size_bytes
     run.workflow_task = task

@@ -166,14 +166,14 @@ def handle_message(turn: Turn, message: protocol_pb2.Message) -> None:
     elif message.body.Is(update_pb2.Rejection.DESCRIPTOR):
         rejection = update_pb2.Rejection.FromString(message.body.value)
         if update is None or update.stage != UpdateStage.ADMITTED:
-            raise _unknown(message)
+            raise _misplaced(update, message, "Rejection")
         outcome = update_pb2.Outcome(failure=rejection.failure)
         del run.updates[update.update_id]
         _news(turn, update.update_id, "rejected", serialize(outcome))
     elif message.body.Is(update_pb2.Response.DESCRIPTOR):
         response = update_pb2.Response.FromString(message.body.value)
         if update is None or update.stage != UpdateStage.ACCEPTED:
-            raise _unknown(message)
+            raise _misplaced(update, message, "Response")
         event = turn.new(events.UPDATE_COMPLETED)
         a = event.workflow_execution_update_completed_event_attributes
         a.meta.update_id = update.update_id
@@ -193,7 +193,7 @@ def _accept(turn: Turn, update: Update | None, message: protocol_pb2.Message) ->
         if not acceptance.HasField("accepted_request"):
             raise _unknown(message)
     elif update.stage != UpdateStage.ADMITTED:
-        raise CommandFailed(_BAD_MESSAGE, f"update {message.protocol_instance_id} was accepted before")
+        raise _misplaced(update, message, "Acceptance")
     event = turn.new(events.UPDATE_ACCEPTED)
     a = event.workflow_execution_update_accepted_event_attributes
     a.protocol_instance_id = message.protocol_instance_id
@@ -224,15 +224,42 @@ def reject_unprocessed(turn: Turn) -> None:
         _news(turn, update.update_id, "rejected", serialize(outcome))
 
 
+def abort_sent(turn: Turn) -> None:
+    """The completion of the task that carried them has failed: nobody will answer these updates."""
+    run = turn.run
+    for update in list(run.updates.values()):
+        if update.stage == UpdateStage.ADMITTED and update.sent:
+            del run.updates[update.update_id]
+            run.updates_total -= 1
+            error = workflow_not_ready(
+                "Unable to perform workflow execution update due to unexpected workflow task failure."
+            )
+            _news(turn, update.update_id, "failed", error=error)
+
+
 def has_admitted(run: Run) -> bool:
     """True when an update waits to be carried to the worker."""
     return any(update.stage == UpdateStage.ADMITTED and update.request for update in run.updates.values())
 
 
-def _news(turn: Turn, update_id: str, stage: str, outcome: bytes = b"") -> None:
+def _news(turn: Turn, update_id: str, stage: str, outcome: bytes = b"", error: StatusError | None = None) -> None:
     run = turn.run
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
-    turn.ctx.step.updates.append(UpdateNews(key, update_id, stage, outcome))
+    turn.ctx.step.updates.append(UpdateNews(key, update_id, stage, outcome, error))
+
+
+def _misplaced(update: Update | None, message: protocol_pb2.Message, name: str) -> CommandFailed:
+    """A message that does not fit the update's stage."""
+    if update is None:
+        return _unknown(message)
+    state = {UpdateStage.ACCEPTED: "Accepted", UpdateStage.COMPLETED: "Completed"}.get(
+        UpdateStage(update.stage), "Sent" if update.sent else "Admitted"
+    )
+    return CommandFailed(
+        _BAD_MESSAGE,
+        f"invalid state transition attempted for Update {update.update_id}: received *update.{name} message while in "
+        f"state {state}",
+    )
 
 
 def _unknown(message: protocol_pb2.Message) -> CommandFailed:

@@ -26,7 +26,7 @@ from everfold.history.machine.decide.schedule import (
 )
 from everfold.history.machine.decide.task_end import fail_workflow_task, time_out_workflow_task
 from everfold.history.machine.decide.task_start import begin_task, record_started
-from everfold.history.machine.decide.updates import handle_message, has_admitted, reject_unprocessed
+from everfold.history.machine.decide.updates import abort_sent, handle_message, has_admitted, reject_unprocessed
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import (
@@ -113,9 +113,9 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> R
         turn.finish()
         raise_after = workflow_task_not_found()
         return Reply(error=raise_after)
-    if _leaves_no_trace(ctx, run, task, request):
-        return _discard(turn, request)
     try:
+        if _leaves_no_trace(ctx, run, task, request):
+            return _discard(turn, request)
         completion = _complete(turn, task, request)
         if run.running and not request.force_create_new_workflow_task:
             reject_unprocessed(turn)
@@ -237,8 +237,12 @@ def _fail_completion(
     request: ws.RespondWorkflowTaskCompletedRequest,
     failed: CommandFailed,
 ) -> Reply:
-    """A command was not acceptable: everything the completion did is dropped, and the task fails instead."""
-    run = ctx.reload(run)
+    """A command was not acceptable: everything the completion did is dropped, and the task fails instead.
+
+    Updates that the worker has seen come to nothing, as on a real server, which would not try them again with a worker
+    that stumbles over them (update/abort_reason.go, AbortReasonWorkflowTaskFailed).
+    """
+    run = ctx.start_over(run)
     task = run.workflow_task
     assert task is not None
     text = failed.text()
@@ -248,6 +252,7 @@ def _fail_completion(
     turn = Turn(ctx, run)
     failure = failure_pb2.Failure(message=text)
     failure.server_failure_info.SetInParent()
+    abort_sent(turn)
     fail_workflow_task(turn, failed.cause, failure, request.identity, request.binary_checksum)
     if failed.terminates:
         turn.flush_buffered()

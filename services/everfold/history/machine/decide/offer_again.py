@@ -1,0 +1,80 @@
+"""After Kafka lost a shard's tail, every task that was scheduled before gets a new record.
+
+A start in the lost tail has sent its task's tombstone: the fold of what is left has the task scheduled, the task topic
+has it ended, and nobody would ever ask for it. Nothing in the log says that a tail was lost, but a tail is never lost
+without a change of the leader; so whoever takes a shard under a newer leader has all tasks of earlier ones offered
+again. When nothing was lost, that is a task record more for each task that waits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from everfold.history.machine import keys
+from everfold.history.machine.context import StepContext
+from everfold.history.machine.state import Run, decode_run
+from everfold.history.machine.turn import Turn
+
+LOOKS_MAX: Final = 256
+"""Runs and slots that one record looks at, at some 20 us each: a record holds the other shards up for 5 ms at most. A
+shard of a million runs takes 4000 records, one after the other, while it serves."""
+
+
+def offer_tasks_again(ctx: StepContext, slots: range, cursor: bytes) -> bytes:
+    """Offers tasks of earlier leader epochs anew, from behind the row `cursor` on; b"" is the start.
+
+    Returns:
+        Where the next record goes on; b"" when all runs have been looked at.
+    """
+    looks = LOOKS_MAX
+    found: list[bytes] = []
+    at = cursor
+    for slot in range(int.from_bytes(cursor[:2], "big") if cursor else slots.start, slots.stop, slots.step):
+        start, end = keys.kind_of_slot(slot, b"r")
+        at = end
+        for key, row in ctx.rows.scan(max(start, cursor + b"\0"), end):
+            if _waits(decode_run(row), ctx.epoch):
+                found.append(key)
+            looks -= 1
+            if not looks:
+                at = key
+                break
+        looks -= 1
+        if looks <= 0:
+            break
+    else:
+        at = b""
+    for key in found:
+        run = ctx.load(key)
+        assert run is not None
+        _offer(Turn(ctx, run), ctx.epoch)
+    return at
+
+
+def _waits(run: Run, epoch: int) -> bool:
+    if not run.running or run.quarantined:
+        return False
+    task = run.workflow_task
+    if task is not None and not task.started_event_id and _is_older(task.task_id, epoch):
+        return True
+    return any(not activity.started and _is_older(activity.task_id, epoch) for activity in run.activities.values())
+
+
+def _offer(turn: Turn, epoch: int) -> None:
+    run, task = turn.run, turn.run.workflow_task
+    if task is not None and not task.started_event_id and _is_older(task.task_id, epoch):
+        turn.void_workflow_task(task)
+        # A task with a record is on the normal queue, maybe because the sticky worker is gone; stickiness is kept then.
+        sticky, run.sticky_queue = run.sticky_queue, ""
+        turn.offer_workflow_task()
+        run.sticky_queue = sticky
+    for activity in run.activities.values():
+        if not activity.started and _is_older(activity.task_id, epoch):
+            turn.void_activity_task(activity)
+            turn.offer_activity_task(activity)
+    turn.finish()
+
+
+def _is_older(task_id: str, epoch: int) -> bool:
+    """Whether the task's record was made under an earlier leader; False for a task without record."""
+    return bool(task_id) and int(task_id.split("-")[1]) < epoch
