@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,11 +19,11 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from generated.interpreter import Interpreter
 
 
-async def main(file: str) -> int:
+async def main(histories: dict[str, Any]) -> int:
     """How many are not replayed."""
     replayer = Replayer(workflows=[Interpreter], workflow_runner=UnsandboxedWorkflowRunner())
     failures = 0
-    for name, exported in json.loads(Path(file).read_text()).items():
+    for name, exported in histories.items():
         history = WorkflowHistory.from_json(name.split()[0], exported)
         result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
         if result.replay_failure is not None:
@@ -32,4 +33,4 @@ async def main(file: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(asyncio.run(main(sys.argv[1])), 100))
+    sys.exit(min(asyncio.run(main(json.loads(Path(sys.argv[1]).read_text()))), 100))
