@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToJson
 from temporalio.api.common.v1 import Payload, Payloads, RetryPolicy, WorkflowExecution, WorkflowType
 from temporalio.api.enums.v1 import WorkflowIdReusePolicy
 from temporalio.api.history.v1 import HistoryEvent
@@ -75,7 +76,8 @@ class Refused(Exception):
     """
 
     def __init__(self, what: str, error: RPCError, repeated: bool) -> None:
-        super().__init__(f"{what}: {error.status.name}: {error.message}")
+        again = ", called again" if repeated else ""
+        super().__init__(f"{what}{again}: {error.status.name}: {error.message}")
         self.error = error
         self.repeated = repeated
 
@@ -160,10 +162,8 @@ class Play:
                 except asyncio.CancelledError:
                     driver.outcome.faults.append(f"it did not end: {', '.join(driver.waits_for)}")
                     raise
-                except Refused as refused:
-                    driver.outcome.faults.append(str(refused).replace(self.nonce, "~"))
-                except Exception:
-                    driver.outcome.faults.append("the driver failed: " + traceback.format_exc(limit=-6))
+                except Exception as error:
+                    driver.outcome.faults += [one.replace(self.nonce, "~") for one in _told(error)]
 
         async with asyncio.TaskGroup() as group:
             for program in self.programs:
@@ -426,22 +426,38 @@ class Driver:
             pause = min(pause * 2, 1.0)
 
 
-async def where_they_stand(play: Play, last: int = 12) -> list[str]:
-    """The last events of each program that did not end, and of its children."""
+def _told(error: Exception) -> list[str]:
+    """One sentence for each exception of a group: a refusal's own, or where it came from."""
+    if isinstance(error, ExceptionGroup):
+        return [text for one in error.exceptions for text in _told(one)]
+    if isinstance(error, Refused):
+        return [str(error)]
+    return ["the driver failed: " + "".join(traceback.format_exception(error, limit=-4))]
+
+
+async def histories_told(play: Play, program: Program) -> str:
+    """The histories of a program and its children, an event a line, for whoever looks into a difference."""
     client = await Client.connect(play.address)
-    found = []
-    for program in play.programs:
-        if not any("did not end" in fault for fault in play.outcomes[program["id"]].faults):
-            continue
-        for name in (program["id"], *_children(program)):
+    lines: list[str] = []
+    for name in (program["id"], *_children(program)):
+        run_id: str | None = None
+        told: list[str] = []
+        while run_id != "":
+            handle = client.get_workflow_handle(f"{play.nonce}:{name}", run_id=run_id)
             try:
-                history = await client.get_workflow_handle(f"{play.nonce}:{name}").fetch_history()
+                history = await handle.fetch_history()
             except RPCError as error:
-                found.append(f"{name}: {error.message}")
-                continue
-            events = [f"{event.event_id} {kind_of(event)}" for event in history.events]
-            found.append(f"{name} stands at {', '.join(events[-last:])}")
-    return found
+                told.insert(0, f"== {name}: {error.message}")
+                break
+            events = [
+                f"{event.event_time.ToJsonString()} {event.event_id} {kind_of(event)} "
+                + MessageToJson(getattr(event, str(event.WhichOneof("attributes"))), indent=None)[:600]
+                for event in history.events
+            ]
+            told[:0] = [f"== {name}, run {history.run_id}", *events]
+            run_id = history.events[0].workflow_execution_started_event_attributes.continued_execution_run_id
+        lines += told
+    return "\n".join(lines)
 
 
 def _children(program: Program) -> list[str]:

@@ -141,6 +141,9 @@ class Interpreter:
         steps = program["steps"]
         for place, step in enumerate(steps):
             if step["do"] == "continue_as_new":
+                # A signal that came with what begins this run is handled after these first steps, but before the next
+                # turn of the loop.
+                await asyncio.sleep(0)
                 await workflow.wait_condition(workflow.all_handlers_finished)
                 workflow.continue_as_new(args=[{**program, "steps": steps[place + 1 :]}, self._carried()])
             self._transcript.append(await self._step(step))

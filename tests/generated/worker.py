@@ -41,8 +41,8 @@ async def work(address: str, task_queue: str, *, spoil: bool) -> None:
                 activities=activities,
                 # The programs are deterministic by construction, and the sandbox costs more than the rest.
                 workflow_runner=UnsandboxedWorkflowRunner(),
-                # Smaller than what is in flight, so that some tasks come with the full history.
-                max_cached_workflows=30,
+                # More than are in flight: what a run is sent while the SDK evicts it may be lost in there for good.
+                max_cached_workflows=2000,
                 max_concurrent_activities=300,
                 sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
                 default_heartbeat_throttle_interval=timedelta(milliseconds=300),

@@ -1,0 +1,36 @@
+"""Replays exported histories of programs: `python replay.py FILE`, a JSON object of histories by name.
+
+A process of its own, as thousands of workflows that are left in the middle burden the one that collects them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from temporalio.client import WorkflowHistory
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
+
+from generated.interpreter import Interpreter
+
+
+async def main(histories: dict[str, Any]) -> int:
+    """How many are not replayed."""
+    replayer = Replayer(workflows=[Interpreter], workflow_runner=UnsandboxedWorkflowRunner())
+    failures = 0
+    for name, exported in histories.items():
+        history = WorkflowHistory.from_json(name.split()[0], exported)
+        result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
+        if result.replay_failure is not None:
+            failures += 1
+            print(f"{name}: {result.replay_failure!r}")
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(min(asyncio.run(main(json.loads(Path(sys.argv[1]).read_text()))), 100))
