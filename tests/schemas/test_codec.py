@@ -17,6 +17,7 @@ FIRE_TIMER: dict[str, Any] = {
     "run_id": "",
     "origin": None,
     "predecessor": None,
+    "acknowledged": None,
     "proposer": {"instance": 1, "sequence": 2, "clock_ns": 1_795_367_837_438_500_228},
     "trace": {},
     "facts": {},
