@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.message import Message
 from shard_driver import (
@@ -106,6 +108,31 @@ def test_a_rejected_update_leaves_no_trace(shard: ShardDriver) -> None:
     assert news(shard)[-1].stage == "rejected"
     shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
     assert shard.poll().messages
+
+
+@pytest.mark.parametrize("close", [continue_as_new, complete_workflow])
+def test_a_task_may_reject_an_update_and_close_the_run(
+    shard: ShardDriver, close: Callable[[], command_pb2.Command]
+) -> None:
+    shard.start()
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+    task = shard.poll()
+    shard.sleep(2)
+    shard.complete(task, close(), messages=[rejection()])
+    assert [item.stage for item in news(shard)] == ["rejected"]
+    if close is continue_as_new:
+        assert not shard.poll().messages, "the next run does not get it"
+
+
+def test_an_update_that_nobody_answered_goes_on_beside_one_that_was_rejected(shard: ShardDriver) -> None:
+    shard.start()
+    for update_id in ("u", "v"):
+        shard.request("UPDATE_WORKFLOW", update_request(update_id), workflow_id="w")
+    task = shard.poll()
+    shard.sleep(2)
+    shard.complete(task, continue_as_new(), messages=[rejection("v")])
+    assert [(item.update_id, item.stage) for item in news(shard)] == [("v", "rejected"), ("u", "moved")]
+    assert [message.id for message in shard.poll().messages] == ["u/request"]
 
 
 def test_an_update_is_admitted_once(shard: ShardDriver) -> None:

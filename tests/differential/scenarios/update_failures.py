@@ -133,15 +133,48 @@ def rejection_refused(s: Script) -> None:
     s.complete(s.poll(), s.timer(after=60))
     first = begin_update(s, "u1")
     task = s.poll("with the update")
-    rejection = update_v1.Rejection(
-        rejected_request_message_id=task.messages[0].id, rejected_request_sequencing_event_id=task.messages[0].event_id
-    )
-    rejection.failure.message = "not now"
-    rejected = message(task.messages[0], "reject", rejection)
-    s.completion_refused("refused", task, _bad(s), messages=[rejected])
+    s.completion_refused("refused", task, _bad(s), messages=[_rejected(task)])
     _outcome(s, first)
     s.complete(s.poll("again"))
     _ask_again(s)
+
+
+def _rejected(task: Any) -> Any:
+    """The worker's message that it does not want the task's first update."""
+    request = task.messages[0]
+    rejection = update_v1.Rejection(
+        rejected_request_message_id=request.id, rejected_request_sequencing_event_id=request.event_id
+    )
+    rejection.failure.message = "not now"
+    return message(request, "reject", rejection)
+
+
+@scenario("12y", "a completion rejects an update and continues as new")
+def rejected_and_continued(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=1.2))  # a run of less than a second would have a successor that waits
+    timer = s.poll()
+    s.complete(timer)
+    waiting = begin_update(s, "u1")
+    task = s.poll("with the update")
+    s.complete(
+        task,
+        command("CONTINUE_AS_NEW_WORKFLOW_EXECUTION", workflow_type={"name": "scripted"}, task_queue={"name": s.queue}),
+        messages=[_rejected(task)],
+    )
+    _outcome(s, waiting)
+    s.track("wf", task.workflow_execution.run_id, label="the first run")
+    s.complete(s.poll("of the next run"), s.done())
+
+
+@scenario("12z", "a completion rejects an update and completes the workflow")
+def rejected_and_completed(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=60))
+    waiting = begin_update(s, "u1")
+    task = s.poll("with the update")
+    s.complete(task, s.done(), messages=[_rejected(task)])
+    _outcome(s, waiting)
 
 
 @scenario("14d", "update with start: the completion that answers the update is refused")

@@ -78,6 +78,10 @@ def handle_commands(turn: Turn, completed_event_id: int, request: ws.RespondWork
             message_id = command.protocol_message_command_attributes.message_id
             updates.handle_message(turn, messages.take(message_id))
             continue
+        if command.command_type in _CLOSING:
+            # Nobody names a rejection. It counts before the run hands on, or aborts, the updates that nobody answered.
+            for message in messages.rejections():
+                updates.handle_message(turn, message)
         event = HANDLERS[command.command_type](turn, completed_event_id, command, completion)
         if event is not None and command.HasField("user_metadata"):
             event.user_metadata.CopyFrom(command.user_metadata)

@@ -146,6 +146,13 @@ class Messages:
             raise CommandFailed(_BAD_MESSAGE, f"ProtocolMessageCommand referenced absent message ID {message_id}")
         return message
 
+    def rejections(self) -> list[protocol_pb2.Message]:
+        """The rejections that are left."""
+        found = [message for message in self._waiting.values() if message.body.Is(update_pb2.Rejection.DESCRIPTOR)]
+        for message in found:
+            del self._waiting[message.id]
+        return found
+
     def rest(self) -> list[protocol_pb2.Message]:
         """Those that no command named: rejections, mostly."""
         rest = list(self._waiting.values())
