@@ -4,8 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 TESTS ?= tests
 SECONDS ?= 300
+PROGRAMS ?= 300
+SEED ?=
 
-.PHONY: setup check test sim integration crash memory bench demo docs clean help
+.PHONY: setup check test sim integration crash generated memory bench demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,6 +41,9 @@ integration: $(READY) ## real broker, real SDK workers
 
 crash: $(READY) ## kill -9 in full: 20 rounds of the servers, 3 of the broker, 3 of everything
 	EVERFOLD_CRASH_ROUNDS=20,3,3 $(BIN)/pytest tests/crash -s
+
+generated: $(READY) ## PROGRAMS (300) random workflows through kills, and on a real Temporal server; SEED repeats
+	EVERFOLD_GENERATED_PROGRAMS=$(PROGRAMS) EVERFOLD_GENERATED_SEED=$(SEED) $(BIN)/pytest tests/generated -s
 
 memory: $(READY) ## memory in full: 5,000 open workflows, 20,000 one after the other
 	EVERFOLD_MEMORY_SCALE=1 $(BIN)/pytest tests/integration/test_memory.py -s

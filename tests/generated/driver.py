@@ -7,6 +7,7 @@ answers is part of the outcome; only that an answer was lost is not.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import threading
@@ -142,6 +143,10 @@ class Play:
             pass
         except BaseException as error:
             self._error = error
+        # Calls that the server's death ended are reported by asyncio when they are collected, with a traceback; Python
+        # 3.11 cannot make one in the midst of parsing (gh-106905), which is where a later collection may come.
+        del self.client
+        gc.collect()
 
     async def _run(self) -> None:
         task = asyncio.current_task()
