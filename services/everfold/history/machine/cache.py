@@ -14,6 +14,10 @@ row)."""
 RUN_BYTES_MIN: Final = 4096
 """What the smallest run weighs."""
 
+CLOSED_MAX: Final = 256
+"""Closed runs kept: whoever waits for a result asks for it within moments, and who comes later decodes the row. Without
+this bound a busy shard's cache would be full of what nobody needs."""
+
 
 class RunCache:
     """Runs by row key.
@@ -22,7 +26,7 @@ class RunCache:
         runs_max: 0 leaves it to the bytes.
     """
 
-    __slots__ = ("_runs", "_weights", "bytes", "bytes_max", "hits", "misses", "runs_max")
+    __slots__ = ("_closed", "_runs", "_weights", "bytes", "bytes_max", "hits", "misses", "runs_max")
 
     def __init__(self, bytes_max: int, runs_max: int = 0) -> None:
         self.bytes_max = bytes_max
@@ -32,6 +36,8 @@ class RunCache:
         self.misses = 0
         self._runs: OrderedDict[bytes, Run] = OrderedDict()
         self._weights: dict[bytes, int] = {}
+        #: keys of those that are closed, first closed first
+        self._closed: OrderedDict[bytes, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -53,11 +59,17 @@ class RunCache:
         self._weights[key] = weight
         self._runs[key] = run
         self._runs.move_to_end(key)
+        if run.running:
+            self._closed.pop(key, None)
+        else:
+            self._closed[key] = None
+            if len(self._closed) > CLOSED_MAX:
+                self.drop(next(iter(self._closed)))
         while len(self._runs) > 1 and (self.bytes > self.bytes_max or 0 < self.runs_max < len(self._runs)):
-            oldest, _ = self._runs.popitem(last=False)
-            self.bytes -= self._weights.pop(oldest)
+            self.drop(next(iter(self._runs)))
 
     def drop(self, key: bytes) -> None:
         """Forgets a run."""
         if self._runs.pop(key, None) is not None:
             self.bytes -= self._weights.pop(key)
+            self._closed.pop(key, None)
