@@ -215,7 +215,8 @@ class Interpreter:
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise ApplicationError("as the program says", self._result(), type="ProgramFailed", non_retryable=True)
         elif kind in ("terminated", "timed_out"):
-            self._waits_for_client = True
+            if kind == "terminated":
+                await self._tell_client()
             await workflow.wait_condition(lambda: False)
         elif kind in ("cancelled", "caught"):
             ended = await self._wait_for_cancellation(end)
@@ -234,7 +235,8 @@ class Interpreter:
         pending = [asyncio.create_task(self._pending(one)) for one in end.get("pending", ())]
         try:
             await workflow.wait_condition(lambda: self._ready_to_cancel == len(pending))
-            self._waits_for_client = True
+            if workflow.info().parent is None:
+                await self._tell_client()
             if "ready" in end:
                 # The answer to this may come after the cancellation.
                 ready = asyncio.create_task(self._do_signal_parent(end["ready"]))
@@ -245,6 +247,12 @@ class Interpreter:
         if "ready" in end:
             await ready
         return await asyncio.gather(*pending)
+
+    async def _tell_client(self) -> None:
+        # A query may be answered by a task whose completion the server then never gets. Once this timer has fired, the
+        # commands until here are in the history.
+        await asyncio.sleep(0.01)
+        self._waits_for_client = True
 
     _ready_to_cancel = 0
 

@@ -33,12 +33,12 @@ SEED = int(os.environ.get("EVERFOLD_GENERATED_SEED") or random.SystemRandom().ra
 KILLS = int(os.environ.get("EVERFOLD_GENERATED_KILLS") or max(2, PROGRAMS // 25))
 REPLAY = Path(__file__).with_name("replay.py")
 BEFORE_KILL_SECONDS = (1.0, 4.0)
-FINISH_SECONDS = 60 + PROGRAMS
+FINISH_SECONDS = 90 + 2 * PROGRAMS
 
 pytestmark = [pytest.mark.integration, pytest.mark.differential, pytest.mark.broker, pytest.mark.slow]
 
 
-@pytest.mark.timeout(240 + 4 * FINISH_SECONDS)
+@pytest.mark.timeout(300 + 3 * FINISH_SECONDS)
 def test_the_same_comes_of_every_program_through_all_kills(
     stand: Stand, real_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
