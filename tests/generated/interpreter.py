@@ -251,6 +251,7 @@ class Interpreter:
     async def _tell_client(self) -> None:
         # A query may be answered by a task whose completion the server then never gets. Once this timer has fired, the
         # commands until here are in the history.
+        workflow.upsert_memo({"waits": True})
         await asyncio.sleep(0.01)
         self._waits_for_client = True
 

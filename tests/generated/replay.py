@@ -19,8 +19,8 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from generated.interpreter import Interpreter
 
 
-async def main(histories: dict[str, Any]) -> int:
-    """How many are not replayed."""
+async def main(file: str, histories: dict[str, Any]) -> int:
+    """How many are not replayed; those are written to files beside the one they came in."""
     replayer = Replayer(workflows=[Interpreter], workflow_runner=UnsandboxedWorkflowRunner())
     failures = 0
     for name, exported in histories.items():
@@ -28,9 +28,10 @@ async def main(histories: dict[str, Any]) -> int:
         result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
         if result.replay_failure is not None:
             failures += 1
+            Path(file).with_name(f"unreplayed-{failures}.log").write_text(json.dumps(exported, indent=1))
             print(f"{name}: {result.replay_failure!r}")
     return failures
 
 
 if __name__ == "__main__":
-    sys.exit(min(asyncio.run(main(json.loads(Path(sys.argv[1]).read_text()))), 100))
+    sys.exit(min(asyncio.run(main(sys.argv[1], json.loads(Path(sys.argv[1]).read_text()))), 100))

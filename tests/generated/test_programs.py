@@ -107,4 +107,4 @@ def _unreplayed(histories: list[WorkflowHistory], directory: Path) -> str:
     exported = directory / "histories.json"
     exported.write_text(json.dumps({f"{one.workflow_id} {one.run_id}": one.to_json_dict() for one in histories}))
     done = subprocess.run([sys.executable, REPLAY, exported], capture_output=True, text=True, timeout=300, check=False)
-    return "" if done.returncode == 0 else done.stdout + done.stderr
+    return "" if done.returncode == 0 else done.stdout or done.stderr[-3000:]
