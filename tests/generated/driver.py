@@ -47,7 +47,7 @@ from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from generated.failures import described
-from generated.generator import NOTED_UPDATES, Program, walk
+from generated.generator import ENDED_BY_CLIENT, NOTED_UPDATES, Program, walk
 from generated.outcome import Chain, Outcome, Sent, faults_of, kind_of, kinds
 
 NAMESPACE: Final = "default"
@@ -322,12 +322,10 @@ class Driver:
             self._updates.add(text)
 
     async def _end(self, kind: str) -> None:
-        if kind not in ("cancelled", "caught", "terminated"):
+        if kind not in ENDED_BY_CLIENT:
             return
         handle, service = self._handle(), self._client.workflow_service
-        # Asked while a local activity is under way, the SDK answers the query and splits the rest of the task off, now
-        # and then in a place where its own replayer does not. Such a program is watched by its memo.
-        by_query = all(step["do"] != "local_activity" for step in walk(self._program))
+        by_query = self._program["end"]["tells_by"] == "query"
         waits = False
         while not waits:
             await asyncio.sleep(0.2)

@@ -12,7 +12,7 @@ any moment. The generator sees to it:
 
 - Signals and updates come whenever they like and are waited for by name. A program that has lanes ends only after the
   signal `close`, which the driver sends when all lanes are done, so nothing meets a closed workflow.
-- The client's cancellation or termination comes when the workflow says (by a query) that it waits for it.
+- The client's cancellation or termination comes when the workflow says (to a query, or in its memo) that it waits.
 - What is cancelled from inside has begun, or waits for ever; what is raced against wins or never happens.
 - A program that the server runs again from its start (`retried`) takes no signals and has no children: their ids would
   meet themselves.
@@ -34,6 +34,7 @@ CHILDREN: Final = ("await", "await", "await", "cancel", "cancel", "leave", "time
 UPDATES: Final = ("plain", "plain", "slow", "work", "held", "fail", "reject")
 NOTED_UPDATES: Final = frozenset(("plain", "slow", "work", "held"))
 ENDS: Final = {"complete": 10, "fail": 3, "cancelled": 3, "caught": 3, "terminated": 2, "retried": 2, "timed_out": 1}
+ENDED_BY_CLIENT: Final = frozenset(("cancelled", "caught", "terminated"))
 SEALED: Final = frozenset(("retried", "timed_out"))
 """Ends of programs that talk to nobody while they run."""
 
@@ -64,6 +65,8 @@ def _walk_steps(steps: list[Step]) -> Iterator[Step]:
 def features(program: Program) -> set[str]:
     """What a program exercises, by name."""
     found = {f"end {program['end']['kind']}", f"start {program['start']}"}
+    if "tells_by" in program["end"]:
+        found.add(f"tells by {program['end']['tells_by']}")
     if program["end"].get("pending"):
         found.add("end with pending work")
     for lane in program["lanes"]:
@@ -80,6 +83,7 @@ ALL_FEATURES: Final = frozenset(
     (
         *(f"end {kind}" for kind in ENDS),
         "end with pending work",
+        *("tells by query", "tells by memo"),
         *(f"start {kind}" for kind in ("plain", "signal_with_start", "update_with_start")),
         "signal",
         *(f"update {how}" for how in UPDATES),
@@ -117,13 +121,19 @@ class _Maker:
                 steps.insert(self._chance.randint(0, len(steps)), {"do": "continue_as_new"})
         if lanes:
             steps.append({"do": "wait", "channel": "close", "count": 1})
-        return {
+        program = {
             "id": self._name,
             "start": self._start(lanes),
             "steps": steps,
             "end": self._end(end),
             "lanes": lanes,
         }
+        if end in ENDED_BY_CLIENT:
+            # Asked while a local activity is under way, the SDK answers the query and splits the rest of the task off,
+            # now and then in a place where its own replayer does not. Such a program says by its memo that it waits.
+            local = any(step["do"] == "local_activity" for step in walk(program))
+            program["end"]["tells_by"] = "memo" if local else "query"
+        return program
 
     def _sealed(self, end: str) -> list[Step]:
         # How far a run comes before its timeout is a matter of time: such a program only waits.

@@ -216,7 +216,7 @@ class Interpreter:
             raise ApplicationError("as the program says", self._result(), type="ProgramFailed", non_retryable=True)
         elif kind in ("terminated", "timed_out"):
             if kind == "terminated":
-                await self._tell_client()
+                await self._tell_client(end["tells_by"])
             await workflow.wait_condition(lambda: False)
         elif kind in ("cancelled", "caught"):
             ended = await self._wait_for_cancellation(end)
@@ -236,7 +236,7 @@ class Interpreter:
         try:
             await workflow.wait_condition(lambda: self._ready_to_cancel == len(pending))
             if workflow.info().parent is None:
-                await self._tell_client()
+                await self._tell_client(end["tells_by"])
             if "ready" in end:
                 # The answer to this may come after the cancellation.
                 ready = asyncio.create_task(self._do_signal_parent(end["ready"]))
@@ -248,10 +248,12 @@ class Interpreter:
             await ready
         return await asyncio.gather(*pending)
 
-    async def _tell_client(self) -> None:
+    async def _tell_client(self, by: str) -> None:
+        if by == "memo":
+            workflow.upsert_memo({"waits": True})
+            return
         # A query may be answered by a task whose completion the server then never gets. Once this timer has fired, the
         # commands until here are in the history.
-        workflow.upsert_memo({"waits": True})
         await asyncio.sleep(0.01)
         self._waits_for_client = True
 
