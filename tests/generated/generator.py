@@ -121,7 +121,7 @@ class _Maker:
                 steps.insert(self._chance.randint(0, len(steps)), {"do": "continue_as_new"})
         if lanes:
             steps.append({"do": "wait", "channel": "close", "count": 1})
-        program = {
+        program: Program = {
             "id": self._name,
             "start": self._start(lanes),
             "steps": steps,
