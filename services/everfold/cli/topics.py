@@ -18,13 +18,12 @@ from everfold.schemas.topics import TOPICS, full_name
 
 def show(settings: Settings, *, as_json: bool) -> None:
     """Print the declared topics."""
-    shards = settings.history.shards or SHARDS_DEFAULT
-    partitions = settings.matching.partitions or TASK_PARTITIONS_DEFAULT
+    shape = cluster_shape(settings)
     if as_json:
         content = [
             {
                 "name": full_name(settings.kafka.prefix, topic),
-                "partitions": topic.partition_count(shards, partitions),
+                "partitions": topic.partition_count(shape.shards, shape.task_partitions),
                 "record": topic.value,
                 "config": topic.full_config(),
                 "help": topic.help,
@@ -36,7 +35,7 @@ def show(settings: Settings, *, as_json: bool) -> None:
     table = Table("topic", "partitions", "record", "who", box=None, pad_edge=False)
     for topic in TOPICS:
         name = full_name(settings.kafka.prefix, topic)
-        table.add_row(name, str(topic.partition_count(shards, partitions)), topic.value, topic.help)
+        table.add_row(name, str(topic.partition_count(shape.shards, shape.task_partitions)), topic.value, topic.help)
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 

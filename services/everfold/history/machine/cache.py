@@ -59,9 +59,7 @@ class RunCache:
         self._weights[key] = weight
         self._runs[key] = run
         self._runs.move_to_end(key)
-        if run.running:
-            self._closed.pop(key, None)
-        else:
+        if not run.running:
             self._closed[key] = None
             if len(self._closed) > CLOSED_MAX:
                 self.drop(next(iter(self._closed)))

@@ -6,7 +6,7 @@ receiving shard takes it once. `initiated_event_id` of the sender is the key by 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 from temporalio.api.enums.v1 import workflow_pb2
@@ -22,6 +22,18 @@ from everfold.kernel.ids import Origin, record_key, shard_of
 from everfold.schemas.topics import SHARD_LOG
 
 Message = dict[str, Any]
+
+
+class Outgoing(NamedTuple):
+    """A message that is to be sent later: what `send` takes besides the step."""
+
+    namespace: str
+    namespace_id: str
+    workflow_id: str
+    run_id: str
+    kind: str
+    message: Message
+    facts: dict[str, str] | None = None
 
 
 def send(

@@ -171,6 +171,6 @@ def activity_message(ctx: StepContext, run: Run, activity: Activity) -> ws.PollA
     set_duration(response.start_to_close_timeout, activity.start_to_close_ns)
     set_duration(response.heartbeat_timeout, activity.heartbeat_ns)
     response.retry_policy.CopyFrom(a.retry_policy)
-    if activity.priority or run.priority:
-        response.priority.ParseFromString(merge(run.priority, activity.priority))
+    if priority := merge(run.priority, activity.priority):
+        response.priority.ParseFromString(priority)
     return response

@@ -250,13 +250,13 @@ class ShardFold:
         origin = body["origin"]
         if origin is None:
             return False
-        place = (origin["epoch"], origin["offset"], origin["index"])
+        place = _place(origin)
         source = f"{origin['source']}/{origin['partition']}"
         last = self.meta.received.get(source)
         before = body["predecessor"]
         if self.guards.origin_chain:
             repeat = last is not None and place <= last
-            gap = before is not None and (last is None or (before["epoch"], before["offset"], before["index"]) > last)
+            gap = before is not None and (last is None or _place(before) > last)
             if gap and _is_lost(before, body["acknowledged"]):
                 ctx.step.messages_lost = source
             elif repeat or gap:  # what is missing before a gap is sent again, and this after it
@@ -457,8 +457,7 @@ class ShardFold:
         ctx.forget_namespace(namespace_id)
 
     def _outputs_sent(self, ctx: StepContext, body: Record) -> None:
-        position = body["body"]["position"]
-        place = (position["epoch"], position["offset"], position["index"])
+        place = _place(body["body"]["position"])
         if self.meta.outputs_sent is not None and place <= self.meta.outputs_sent:
             ctx.step.ignored = True
             return
@@ -649,11 +648,11 @@ class ShardFold:
 
 def _is_lost(before: Record, acknowledged: Record | None) -> bool:
     """Whether what is missing up to `before` was in this log once: its sender knew, and will not send it again."""
-    return acknowledged is not None and (before["epoch"], before["offset"], before["index"]) <= (
-        acknowledged["epoch"],
-        acknowledged["offset"],
-        acknowledged["index"],
-    )
+    return acknowledged is not None and _place(before) <= _place(acknowledged)
+
+
+def _place(origin: Record) -> tuple[int, int, int]:
+    return origin["epoch"], origin["offset"], origin["index"]
 
 
 Engine = Callable[[ShardFold, StepContext, Record], None]

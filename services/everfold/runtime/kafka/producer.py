@@ -1,8 +1,8 @@
 """The idempotent producer, driven from the event loop.
 
-librdkafka sends from a thread of its own; delivery reports are collected here on the loop thread, by `poll`, which the
-owner calls after each batch it handled and a timer calls while anything is outstanding. So callbacks run on the loop
-thread, between its other work, and no thread is woken for them.
+librdkafka sends from a thread of its own; delivery reports are collected here on the loop thread, by `poll`, which a
+timer calls while anything is outstanding. So callbacks run on the loop thread, between its other work, and no thread is
+woken for them.
 
 After a failed delivery the records after it may be in the log although it is not: who needs chains without gaps stops
 the partition and sends again (architecture law 6). A *fatal* error, after which librdkafka refuses everything, replaces
@@ -158,6 +158,8 @@ class Producer:
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None = None
     ) -> Message:
         """Sends one record and waits for its place in the log. For what is rare; costs a future and a timer's wait.
+
+        Not for a producer that reports `failures_only`: it would wait for ever.
 
         Raises:
             ProducerQueueFull: nothing was taken.

@@ -17,8 +17,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from confluent_kafka import Message
-
 from everfold.runtime.kafka.producer import QUEUE_BYTES_MAX, QUEUE_RECORDS_MAX, Delivery, Headers, Producer
 from everfold.runtime.kafka.settings import KafkaSettings
 
@@ -53,8 +51,9 @@ class PromptProducer:
                     settings,
                     name=f"{name}-{linger_ms:.0f}",
                     on_replaced=on_replaced,
+                    linger_ms=linger_ms,
                     failures_only=True,
-                    **{"linger_ms": linger_ms, **bounds},
+                    **bounds,
                 ),
             )
             for under_way_max, linger_ms in DEGREES
@@ -78,16 +77,6 @@ class PromptProducer:
         under_way = self.outstanding
         producer = next(producer for under_way_max, producer in self._degrees if under_way < under_way_max)
         producer.produce(topic, partition, key, value, headers, on_delivery)
-
-    async def deliver(
-        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None = None
-    ) -> Message:
-        """See `Producer.deliver`."""
-        return await self._degrees[0][1].deliver(topic, partition, key, value, headers)
-
-    def poll(self) -> int:
-        """Collects the delivery reports that are there, without waiting; returns how many."""
-        return sum(producer.poll() for _, producer in self._degrees)
 
     async def close(self, timeout: float = 2.0) -> int:
         """Waits for outstanding deliveries, at most `timeout` seconds; returns how many stay unreported."""

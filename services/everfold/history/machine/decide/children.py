@@ -5,7 +5,6 @@ Temporal: workflow_task_completed_handler.go, command_attr_validator.go, transfe
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from temporalio.api.command.v1 import message_pb2 as command_pb2
@@ -20,7 +19,7 @@ from everfold.history.machine.decide.search_attributes import check_search_attri
 from everfold.history.machine.durations import InvalidDuration, checked_ns, fill_timeouts, set_duration
 from everfold.history.machine.events import serialize
 from everfold.history.machine.priorities import merge
-from everfold.history.machine.relations import send, sender
+from everfold.history.machine.relations import Outgoing, sender
 from everfold.history.machine.turn import Turn
 from everfold.kernel.cron import parse_cron
 from everfold.kernel.errors import StatusError
@@ -102,7 +101,7 @@ def start_child(
     }
     facts = ctx.zone_facts(parse_cron(attributes.cron_schedule).zone) if attributes.cron_schedule else {}
     completion.messages.append(
-        partial(send, ctx, run.namespace, run.namespace_id, attributes.workflow_id, "", "StartChild", message, facts)
+        Outgoing(run.namespace, run.namespace_id, attributes.workflow_id, "", "StartChild", message, facts)
     )
     return event
 
@@ -171,7 +170,7 @@ def signal_external(
     }
     target = attributes.execution
     completion.messages.append(
-        partial(send, turn.ctx, run.namespace, run.namespace_id, target.workflow_id, target.run_id, "Signal", message)
+        Outgoing(run.namespace, run.namespace_id, target.workflow_id, target.run_id, "Signal", message)
     )
     return event
 
@@ -206,16 +205,7 @@ def cancel_external(
         "reason": attributes.reason,
     }
     completion.messages.append(
-        partial(
-            send,
-            turn.ctx,
-            run.namespace,
-            run.namespace_id,
-            attributes.workflow_id,
-            attributes.run_id,
-            "Cancel",
-            message,
-        )
+        Outgoing(run.namespace, run.namespace_id, attributes.workflow_id, attributes.run_id, "Cancel", message)
     )
     return event
 

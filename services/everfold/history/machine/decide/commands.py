@@ -26,6 +26,7 @@ from everfold.history.machine.decide.failures import CommandFailed, Completion, 
 from everfold.history.machine.decide.search_attributes import check_search_attributes, set_types
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
 from everfold.history.machine.rejections import invalid
+from everfold.history.machine.relations import send
 from everfold.history.machine.turn import Turn
 from everfold.kernel.errors import StatusError
 
@@ -91,8 +92,8 @@ def handle_commands(turn: Turn, completed_event_id: int, request: ws.RespondWork
         updates.handle_message(turn, message)
     if turn.run.running:
         # As on a real server, a run that closes in the same task reaches nobody: no child starts, no signal is sent.
-        for send in completion.messages:
-            send()
+        for outgoing in completion.messages:
+            send(turn.ctx, *outgoing)
         _dispatch_activities(turn, request.identity, eager, completion)
     return completion
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from temporalio.api.enums.v1 import failed_cause_pb2
 
+from everfold.history.machine.relations import Outgoing
 from everfold.kernel.limits import Limits
 
 _cause = failed_cause_pb2.WorkflowTaskFailedCause.Value
@@ -46,7 +46,7 @@ class Completion:
     #: scheduled event ids of activities handed to the completing worker in the answer
     eager: list[int] = field(default_factory=list)
     #: messages to other workflows, sent if the run is still open after the last command
-    messages: list[Callable[[], None]] = field(default_factory=list)
+    messages: list[Outgoing] = field(default_factory=list)
 
 
 def check_id(limits: Limits, what: str, value: str, command: str, cause: str) -> None:

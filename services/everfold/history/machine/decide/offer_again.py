@@ -12,7 +12,7 @@ from typing import Final
 
 from everfold.history.machine import keys
 from everfold.history.machine.context import StepContext
-from everfold.history.machine.state import Run, decode_run
+from everfold.history.machine.state import Activity, Run, WorkflowTask, decode_run
 from everfold.history.machine.turn import Turn
 
 LOOKS_MAX: Final = 256
@@ -54,24 +54,32 @@ def offer_tasks_again(ctx: StepContext, slots: range, cursor: bytes) -> bytes:
 def _waits(run: Run, epoch: int) -> bool:
     if not run.running or run.quarantined:
         return False
+    return _workflow_task(run, epoch) is not None or bool(_activities(run, epoch))
+
+
+def _workflow_task(run: Run, epoch: int) -> WorkflowTask | None:
+    """The workflow task, if it waits with a record of an earlier epoch."""
     task = run.workflow_task
-    if task is not None and not task.started_event_id and _is_older(task.task_id, epoch):
-        return True
-    return any(not activity.started and _is_older(activity.task_id, epoch) for activity in run.activities.values())
+    return task if task is not None and not task.started_event_id and _is_older(task.task_id, epoch) else None
+
+
+def _activities(run: Run, epoch: int) -> list[Activity]:
+    """The activities that wait with such a record."""
+    return [one for one in run.activities.values() if not one.started and _is_older(one.task_id, epoch)]
 
 
 def _offer(turn: Turn, epoch: int) -> None:
-    run, task = turn.run, turn.run.workflow_task
-    if task is not None and not task.started_event_id and _is_older(task.task_id, epoch):
+    run = turn.run
+    task = _workflow_task(run, epoch)
+    if task is not None:
         turn.void_workflow_task(task)
         # A task with a record is on the normal queue, maybe because the sticky worker is gone; stickiness is kept then.
         sticky, run.sticky_queue = run.sticky_queue, ""
         turn.offer_workflow_task()
         run.sticky_queue = sticky
-    for activity in run.activities.values():
-        if not activity.started and _is_older(activity.task_id, epoch):
-            turn.void_activity_task(activity)
-            turn.offer_activity_task(activity)
+    for activity in _activities(run, epoch):
+        turn.void_activity_task(activity)
+        turn.offer_activity_task(activity)
     turn.finish()
 
 

@@ -54,14 +54,14 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     again = list(_events_after(ctx, base, point))
     run = _rebuild(ctx, base, point, request.request_id)
     base.reset_run_id = run.run_id  # before it ends: the children of a run that was reset live on
-    ends = current is not None and current.running
-    if current is not None and ends:
-        waiting = [history_pb2.HistoryEvent.FromString(data) for data in current.buffered]
+    ended = current if current is not None and current.running else None
+    if ended is not None:
+        waiting = [history_pb2.HistoryEvent.FromString(data) for data in ended.buffered]
         again.extend(event for event in waiting if event.event_type not in events.FLUSHED_LAST)
-        turn = Turn(ctx, current)
+        turn = Turn(ctx, ended)
         terminate(turn, request.reason, None, _RESETTER)
         turn.finish()
-    if current is not base or not ends:
+    if ended is not base:
         Turn(ctx, base).finish()
     turn = Turn(ctx, run)
     _fail_task(turn, request, base)
