@@ -224,3 +224,4 @@ def child_priorities(s: Script) -> None:
     tasks = tasks_by_workflow(s, 2)
     s.note("child", tasks[s.id("child")])
     s.terminate()
+    s.wait("WORKFLOW_EXECUTION_TERMINATED", "child")  # by a message: not yet there when the call returns
