@@ -114,6 +114,18 @@ def test_taking_is_tried_again_when_the_broker_does_not_answer(world: World) -> 
     world.run_until(lambda: owner.served)
 
 
+def test_records_lost_before_they_were_read_are_not_waited_for(world: World) -> None:
+    first = Owner(world).take()
+    for number in range(5):
+        started(world, first, f"w{number}")
+    first.crash()
+    again = Owner(world, batch=1).take(wait=False)
+    world.run_until(lambda: again.shard.phase is Phase.CATCHING_UP)
+    del world.logs[SHARD_LOG.name, 0][-2:]  # a leader that lacks them has taken over
+    world.run_until(lambda: again.served, within_ns=10 * SECOND_NS)
+    assert again.lost is None
+
+
 def test_an_rpc_before_the_shard_serves_is_unavailable(world: World) -> None:
     owner = Owner(world).take(wait=False)
     error = answer(owner.propose("START_WORKFLOW", start()))

@@ -135,6 +135,17 @@ def test_continue_as_new_makes_the_next_run_in_the_same_step(shard: ShardDriver)
     assert info.execution.run_id != first
 
 
+def test_a_signal_repeated_after_continue_as_new_is_taken_once(shard: ShardDriver) -> None:
+    shard.start()
+    shard.signal(request_id="same")
+    shard.sleep(2)
+    shard.complete(shard.poll(), continue_as_new())
+    shard.signal(request_id="same")
+    assert "WorkflowSignaled" not in shard.history()
+    shard.signal(request_id="other")
+    assert "WorkflowSignaled" in shard.history()
+
+
 def test_runs_that_continue_too_fast_are_held_back_a_second(shard: ShardDriver) -> None:
     shard.start()
     shard.complete(shard.poll(), continue_as_new())

@@ -14,11 +14,6 @@ from simulation.series import results
 
 SEEDS = 300
 FIRST = int(os.environ.get("EVERFOLD_SIM_FIRST", "0"))
-#: Seed -> a defect that it shows and that is not mended yet (docs/status.md). What stops failing must leave the list.
-OPEN_DEFECTS = {
-    281: "a shard stays in catching up, and what it holds does not end",
-    291: "a signal of a signal-with-start is twice in the history of a chain of runs",
-}
 SECONDS = float(os.environ.get("EVERFOLD_SIM_SECONDS", "0"))
 
 
@@ -33,10 +28,7 @@ def test_the_laws_hold_under_every_seed() -> None:
         counts.update(result.counts)
         counts["records"] += result.records
         assert not result.ok or result.records >= RECORDS_MIN
-        if result.seed in OPEN_DEFECTS:
-            assert not result.ok, f"seed {result.seed} does not fail any more: take it off OPEN_DEFECTS"
-            print(f"seed {result.seed} fails as it is known to: {OPEN_DEFECTS[result.seed]}")
-        elif not result.ok:
+        if not result.ok:
             failures.append(result)
             print(result.report(), flush=True)
     print(f"\n{ran} seeds in {time.monotonic() - began:.0f} s: {dict(sorted(counts.items()))}")

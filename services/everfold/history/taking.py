@@ -23,7 +23,7 @@ from everfold.history.ports import Cancellable, Identity, ShardPorts
 from everfold.history.proposals import OnVerdict, Verdict
 from everfold.kernel.errors import LogTruncated, ShardLost, StatusError
 from everfold.kernel.limits import DEFAULTS
-from everfold.kernel.time import MILLISECOND_NS
+from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas.topics import SHARD_LOG
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ log = structlog.get_logger("history")
 
 _RETRY_NS: Final = 500 * MILLISECOND_NS
 """Pause before a phase is tried again."""
+
+_END_AGE_NS: Final = 5 * SECOND_NS
+"""After so long of catching up the end is asked for again: the records up to it may have been lost meanwhile."""
 
 
 class Phase(Enum):
@@ -136,6 +139,19 @@ class Taking:
             return
         self._end = end
         self.phase = Phase.CATCHING_UP
+        self._again(Phase.CATCHING_UP, self._ask_again, _END_AGE_NS)
+        self.advance()
+
+    def _ask_again(self) -> None:
+        self._ports.request_end_offset(SHARD_LOG.name, self._shard, self._end_known_again)
+
+    def _end_known_again(self, end: int | None) -> None:
+        if self.phase is not Phase.CATCHING_UP:
+            return
+        if end is not None and self._end is not None and end < self._end:
+            # Nobody else may ever write up to the old one. What is folded beyond the new one the consumer finds.
+            self._end = end
+        self._again(Phase.CATCHING_UP, self._ask_again, _END_AGE_NS)
         self.advance()
 
     def _enter(self, phase: Phase) -> None:
@@ -175,14 +191,14 @@ class Taking:
 
         self._append(kind, body, verdict)
 
-    def _again(self, phase: Phase, action: Callable[[], None]) -> None:
+    def _again(self, phase: Phase, action: Callable[[], None], pause_ns: int = _RETRY_NS) -> None:
         def run() -> None:
             self._retry = None
             # The record may have been folded after all, and the phase be over.
             if self.phase is phase:
                 action()
 
-        self._retry = self._ports.call_later(_RETRY_NS, run)
+        self._retry = self._ports.call_later(pause_ns, run)
 
     def _is_ours(self) -> bool:
         meta, me = self._fold.meta, self._identity

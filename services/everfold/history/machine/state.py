@@ -348,7 +348,8 @@ class Run:
         last_completion: [scheduled id, started id, attempt, inline started id, eager activities' scheduled ids, digest
             of the request] of the last completed workflow task, for a completion whose answer was lost.
         sticky_queue: the worker's own queue, "" for none; `sticky_timeout_ns` is its schedule-to-start timeout.
-        request_ids: request id -> id of the signal's event (0 while buffered), oldest first, bounded.
+        request_ids: request id -> id of the signal's event (0 while buffered, or of a run before), oldest first,
+            bounded.
         close_attempted: the workflow tried to close and met buffered events; signals are refused until its next task
             ends.
         activities: scheduled event id -> Activity.

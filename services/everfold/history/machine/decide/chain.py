@@ -42,6 +42,10 @@ _OF_THE_START_ALONE: Final = (
 )
 """What WorkflowExecutionStarted says of the request that made it, and not of the workflow."""
 
+REQUESTS_HANDED_ON_MAX: Final = 256
+"""Request ids of the latest signals that the next run knows: a sender that asks again, because no answer came, does so
+within seconds, and every step writes them all."""
+
 
 class Successor(NamedTuple):
     """The run that follows one that has ended of itself: its backoff, or why there is none. `run_id` names it.
@@ -246,6 +250,7 @@ def _start_successor(turn: Turn, attributes: Started, run_id: str, backoff: int)
     run.workflow_id, run.run_id, run.slot = previous.workflow_id, run_id, previous.slot
     run.create_request_id = f"{previous.run_id}:successor"
     run.retention_ns = previous.retention_ns
+    run.request_ids = dict.fromkeys(list(previous.request_ids)[-REQUESTS_HANDED_ON_MAX:], 0)
     nextturn = Turn(ctx, run)
     event = nextturn.new(events.STARTED)
     a = event.workflow_execution_started_event_attributes

@@ -99,6 +99,7 @@ def _rebuild(ctx: StepContext, base: Run, point: int, request_id: str) -> Run:
     run.run_id = ctx.new_id()
     run.create_request_id = request_id
     run.retention_ns = base.retention_ns
+    run.request_ids = dict.fromkeys(base.request_ids, 0)
     for row in _rows(ctx, base, point):
         kept = [event for event in parse_history(row).events if event.event_id < point]
         if not kept:
