@@ -11,7 +11,7 @@ from everfold.kernel.errors import StatusError
 from everfold.kernel.time import SECOND_NS
 from everfold.schemas.topics import SHARD_LOG
 from history_shell.messages import signal, start
-from history_shell.world import Owner, World
+from history_shell.world import WORKFLOW, Owner, World
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_read_waits_until_records_of_another_owner_are_folded(world: World) ->
     world.run_until(lambda: acknowledged)
     end = len(world.logs[SHARD_LOG.name, 0])
     done: list[int] = []
-    owner.shard.read(lambda error: done.append(owner.fold.meta.applied_offset))
+    owner.shard.read(WORKFLOW, lambda error: done.append(owner.fold.meta.applied_offset))
     world.run(SECOND_NS)
     assert done == []
     owner.reader.resume()
@@ -47,7 +47,7 @@ def test_without_the_barrier_a_read_is_stale(world: World) -> None:
     owner = Owner(world, guards=ShellGuards(read_barrier=False)).take()
     done: list[StatusError | None] = []
     owner.reader.pause()
-    owner.shard.read(done.append)
+    owner.shard.read(WORKFLOW, done.append)
     assert done == [None]
 
 
@@ -55,9 +55,9 @@ def test_reads_that_wait_share_one_question_and_later_ones_the_next(world: World
     owner = opened(world)
     asked = world.questions
     done: list[StatusError | None] = []
-    owner.shard.read(done.append)
+    owner.shard.read(WORKFLOW, done.append)
     for _ in range(10):
-        owner.shard.read(done.append)
+        owner.shard.read(WORKFLOW, done.append)
     world.run_until(lambda: len(done) == 11)
     assert world.questions - asked == 2
 
@@ -67,7 +67,7 @@ def test_an_own_record_produced_after_the_read_came_releases_it(world: World) ->
     world.answers_ends = False
     done: list[StatusError | None] = []
     verdicts = owner.propose("SIGNAL_WORKFLOW", signal(request_id="before"))
-    owner.shard.read(done.append)
+    owner.shard.read(WORKFLOW, done.append)
     world.run_until(lambda: verdicts)
     assert done == []  # that record was produced before the read came: another owner may have answered meanwhile
     verdicts = owner.propose("SIGNAL_WORKFLOW", signal(request_id="after"))
@@ -79,7 +79,7 @@ def test_a_question_without_an_answer_is_asked_again(world: World) -> None:
     owner = opened(world)
     world.answers_ends = False
     done: list[StatusError | None] = []
-    owner.shard.read(done.append)
+    owner.shard.read(WORKFLOW, done.append)
     world.run(SECOND_NS)
     assert done == []
     world.answers_ends = True
@@ -90,7 +90,7 @@ def test_a_question_without_an_answer_is_asked_again(world: World) -> None:
 def test_a_read_that_was_given_up_is_not_called(world: World) -> None:
     owner = opened(world)
     done: list[StatusError | None] = []
-    owner.shard.read(done.append).cancel()
+    owner.shard.read(WORKFLOW, done.append).cancel()
     world.run(SECOND_NS)
     assert done == []
     assert len(owner.shard.barrier) == 0

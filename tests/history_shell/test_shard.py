@@ -15,7 +15,7 @@ from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import HISTORY, SHARD_LOG, VISIBILITY, WORKFLOW_TASKS
 from history_shell.messages import run_id_of, signal, start
-from history_shell.world import NAMESPACE_ID, DictStore, Owner, World
+from history_shell.world import NAMESPACE_ID, WORKFLOW, DictStore, Owner, World
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_a_gap_gives_the_shard_up_and_answers_everybody(world: World) -> None:
     started(world, owner)
     waiting = owner.propose("SIGNAL_WORKFLOW", signal())
     read: list[StatusError | None] = []
-    owner.shard.read(read.append)
+    owner.shard.read(WORKFLOW, read.append)
     woken: list[bool] = []
     owner.shard.waiters.park(("n", "w", "r"), woken.append)  # type: ignore[arg-type]
     owner.shard.on_records([LogRecord(b"", owner.fold.meta.applied_offset + 2, 0, 0)])

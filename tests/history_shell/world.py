@@ -23,6 +23,7 @@ from everfold.schemas.topics import COMMANDS, SHARD_LOG
 CLUSTER = "cluster-1"
 NAMESPACE_ID = "namespace-1"
 NAMESPACE = "default"
+WORKFLOW = (NAMESPACE_ID, "w")
 WALL_NS = 1_800_000_000 * SECOND_NS
 
 

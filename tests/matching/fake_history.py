@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
+from collections.abc import Callable
 
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
@@ -25,7 +26,16 @@ class FakeHistory:
         self.starts: list[tuple[str, str]] = []
         self.returned: list[tuple[str, str]] = []
         self.gone: list[str] = []
+        #: workflow ids whose tasks are handed out at once
+        self.hands_out: set[str] = set()
+        self.handed_out: list[tuple[str, Callable[[bool], None]]] = []
         self._changed = asyncio.Event()
+
+    def hand_out_task(self, task: Task, request_id: str, poll: bytes, settled: Callable[[bool], None]) -> bytes | None:
+        if task.workflow_id not in self.hands_out:
+            return None
+        self.handed_out.append((task.workflow_id, settled))
+        return ws.PollWorkflowTaskQueueResponse(task_token=task.workflow_id.encode(), attempt=1).SerializeToString()
 
     async def start_task(self, task: Task, request_id: str, poll: bytes, timeout: float) -> bytes:
         self.starts.append((task.workflow_id, request_id))

@@ -24,7 +24,7 @@ from everfold.schemas.topics import (
     WORKFLOW_TASKS,
 )
 from simulation.cluster import NAMESPACE, Cluster
-from simulation.ledger import Ledger
+from simulation.ledger import Ledger, outline
 from simulation.program import CHILD_ENDS, value_of
 from simulation.relations import check_relations
 from simulation.store import SimStore
@@ -327,6 +327,9 @@ def _check_promises(cluster: Cluster, ledger: Ledger, refolded: list[Refolded]) 
                         signals[value_of(attributes.input)] += 1
                 elif event.event_type == types.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
                     results[value_of(event.activity_task_completed_event_attributes.result)] += 1
+            known = ledger.seen.get((run.workflow_id, run.run_id), [])
+            if run.workflow_id not in watch.tainted and known != [outline(e) for e in one.events(run)[: len(known)]]:
+                watch.problem(f"{run.workflow_id} {run.run_id}: its worker has seen another history: {known}")
     rejected: Counter[Place] = Counter()
     for record in _deduped(cluster, COMMANDS_REJECTED.name, 0, "RejectedCommand"):
         rejected[record["partition"], record["offset"]] += 1

@@ -20,6 +20,7 @@ class Ledger:
         malformed: places on `commands` of what must be rejected.
         aborted: tokens that must never appear.
         results: results of activities whose completion was acknowledged -> workflow id.
+        seen: (workflow id, run id) -> what the worker had seen whose completion was acknowledged last.
         updates: update id -> (workflow id, run that was named or "", result that was answered).
     """
 
@@ -32,6 +33,7 @@ class Ledger:
         self.aborted: list[str] = []
         self.results: dict[str, str] = {}
         self.updates: dict[str, tuple[str, str, str]] = {}
+        self.seen: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
         self.reads = 0
         self._count = 0
 
@@ -52,6 +54,12 @@ class Ledger:
         """A worker was given an activity."""
         self._cluster.watch.counts["activities given"] += 1
 
+    def workflow_task_completed(self, workflow_id: str, run_id: str, events: list[history_pb2.HistoryEvent]) -> None:
+        """The completion of a task with these events was acknowledged: it rests on them."""
+        seen = [outline(event) for event in events]
+        if len(seen) > len(self.seen.get((workflow_id, run_id), ())):
+            self.seen[workflow_id, run_id] = seen
+
     def workflow_task_given(
         self,
         workflow_id: str,
@@ -67,3 +75,8 @@ class Ledger:
             self._cluster.watch.problem(
                 f"workflow task of {workflow_id} {run_id} started {started_event_id} came with events {ids}"
             )
+
+
+def outline(event: history_pb2.HistoryEvent) -> tuple[int, int, int]:
+    """What a workflow's code can tell an event by: id, type, and time in nanoseconds."""
+    return event.event_id, int(event.event_type), event.event_time.ToNanoseconds()

@@ -83,8 +83,9 @@ class Process:
         self.tenures: dict[int, Tenure] = {}
         self.held_tasks: dict[int, TaskTenure] = {}
         router = cluster.router(self)
+        history_client = HistoryClient(router)
         self.matching = MatchingService(
-            HistoryClient(router),
+            history_client,
             cluster.task_partitions,
             clock=ProcessClock(self),
             instance=self.name,
@@ -99,6 +100,7 @@ class Process:
             self._matching_client,
             long_poll_s=cluster.long_poll_s,
         )
+        history_client.local = self.history
 
     # ---- life and death ---------------------------------------------------------------------------------------------
 

@@ -247,6 +247,8 @@ class Worker:
         else:
             data = await answer
         response = ws.RespondWorkflowTaskCompletedResponse.FromString(data)
+        if not response.reset_history_event_id:
+            self._ledger.workflow_task_completed(run.workflow_id, run.run_id, events)
         if response.reset_history_event_id and run.run_id in self._cache:
             self._cache[run.run_id] = events[: response.reset_history_event_id]
         for activity in response.activity_tasks:

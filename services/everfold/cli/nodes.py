@@ -209,9 +209,10 @@ class Node:
         services: dict[str, object] = {}
         self._servers: dict[str, MatchingServer | HistoryServer] = {}
         local_matching: MatchingService | None = None
+        history_client = HistoryClient(self.router)
         if "matching" in self._roles:
             local_matching = services["matching"] = MatchingService(
-                HistoryClient(self.router),
+                history_client,
                 shape.task_partitions,
                 spill_dir=_made(self._data.matching),
                 long_poll_s=self._limits.service.poll_ns / SECOND_NS,
@@ -261,7 +262,7 @@ class Node:
             )
             self._servers["history"] = self.history
             self._stopped_last.append(matching)
-            services["history"] = self.history.service
+            services["history"] = history_client.local = self.history.service
         for role, service in services.items():
             self.router.add_local(role, service)
         return services

@@ -37,9 +37,14 @@ def overloaded(text: str) -> StatusError:
     return StatusError(Code.RESOURCE_EXHAUSTED, text, ((name, detail.SerializeToString(deterministic=True)),))
 
 
+WorkflowKey = tuple[str, str]
+"""Namespace id and workflow id."""
+
+
 class _Proposal(NamedTuple):
     on_verdict: OnVerdict
     sent_at_ns: int
+    workflow: WorkflowKey
 
 
 class Proposals:
@@ -50,6 +55,8 @@ class Proposals:
         self._next = 1
         #: sequence -> proposal; bounded by the shard's in_flight_max and the shell's own few
         self._open: dict[int, _Proposal] = {}
+        #: workflow -> how many of them are about it
+        self._about: dict[WorkflowKey, int] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -59,20 +66,25 @@ class Proposals:
         """The last sequence given out, 0 for none."""
         return self._next - 1
 
-    def add(self, on_verdict: OnVerdict, sent_at_ns: int) -> int:
-        """Register a proposal; returns its sequence."""
+    def add(self, on_verdict: OnVerdict, sent_at_ns: int, workflow: WorkflowKey) -> int:
+        """Register a proposal about a workflow; returns its sequence."""
         sequence = self._next
         self._next += 1
-        self._open[sequence] = _Proposal(on_verdict, sent_at_ns)
+        self._open[sequence] = _Proposal(on_verdict, sent_at_ns, workflow)
+        self._about[workflow] = self._about.get(workflow, 0) + 1
         return sequence
+
+    def any_about(self, workflow: WorkflowKey) -> bool:
+        """Whether the outcome of a record about the workflow is open."""
+        return workflow in self._about
 
     def withdraw(self, sequence: int) -> None:
         """The record was not produced after all."""
-        self._open.pop(sequence, None)
+        self._take(sequence)
 
     def folded(self, sequence: int, reply: Reply | None) -> int | None:
         """The record was folded: answer. Returns when it was proposed (wall clock), or None if it had ended before."""
-        proposal = self._open.pop(sequence, None)
+        proposal = self._take(sequence)
         if proposal is None:
             return None
         proposal.on_verdict(reply if reply is not None else Reply())
@@ -80,7 +92,7 @@ class Proposals:
 
     def failed(self, sequence: int, error: BaseException) -> None:
         """The delivery failed: nobody knows whether the record is, or will be, in the log."""
-        proposal = self._open.pop(sequence, None)
+        proposal = self._take(sequence)
         if proposal is not None:
             proposal.on_verdict(unavailable(f"the record could not be appended to the shard log: {error}"))
 
@@ -88,5 +100,16 @@ class Proposals:
         """The shard is gone: everybody gets this status."""
         proposals = list(self._open.values())
         self._open.clear()
+        self._about.clear()
         for proposal in proposals:
             proposal.on_verdict(reason)
+
+    def _take(self, sequence: int) -> _Proposal | None:
+        proposal = self._open.pop(sequence, None)
+        if proposal is not None:
+            left = self._about[proposal.workflow] - 1
+            if left:
+                self._about[proposal.workflow] = left
+            else:
+                del self._about[proposal.workflow]
+        return proposal

@@ -19,9 +19,10 @@ from temporalio.api.errordetails.v1 import message_pb2 as errordetails
 from temporalio.api.query.v1 import message_pb2 as query_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
+from everfold.history.handed_out import Settled
 from everfold.history.machine.step import Reply, RunKey
 from everfold.history.ports import Matching, Namespaces
-from everfold.history.proposals import Verdict, unavailable
+from everfold.history.proposals import Verdict, WorkflowKey, unavailable
 from everfold.history.queries import FAILED_ATTEMPTS_MAX, Outcome, Queries, QueryView, failing, not_ready
 from everfold.history.reading import Reads
 from everfold.history.shard import Shard
@@ -29,6 +30,7 @@ from everfold.history.update_calls import UpdateCalls
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.ids import shard_of
 from everfold.kernel.time import SECOND_NS
+from everfold.runtime.clients import StartableTask
 from everfold.runtime.rpc import NotOwner
 
 LONG_POLL_S: Final = 20.0
@@ -166,13 +168,6 @@ class HistoryService:
                 held, "START_ACTIVITY_TASK", namespace_id, workflow_id, run_id, body, timeout, bounded=False
             )
         run = RunKey(namespace_id, workflow_id, run_id)
-
-        def with_queries(response: bytes) -> bytes:
-            if not held.queries.any_for(run):
-                return response
-            # Protobuf messages concatenate: the map is added without parsing the response and its history.
-            return response + ws.PollWorkflowTaskQueueResponse(queries=held.queries.travel(run)).SerializeToString()
-
         return await self._propose(
             held,
             "START_WORKFLOW_TASK",
@@ -182,8 +177,29 @@ class HistoryService:
             body,
             timeout,
             bounded=False,
-            finish=with_queries,
+            finish=lambda response: _with_queries(held, run, response),
         )
+
+    def hand_out_task(self, task: StartableTask, request_id: str, poll: bytes, settled: Settled) -> bytes | None:
+        """Start a workflow task for a poller of this process at once, before the log has it.
+
+        None: ask `start_task`. Otherwise the serialized poll response, and `settled` is called, later: with True when
+        the start, or something that overtook it, is in the log; with False when it is not and will not be.
+        """
+        held = self._shards.get(task.shard)
+        run = RunKey(task.namespace_id, task.workflow_id, task.run_id)
+        if held is None or held.queries.any_for(run):
+            return None
+        start = {
+            "scheduled_event_id": task.scheduled_event_id,
+            "attempt": task.attempt,
+            "stamp": task.stamp,
+            "request_id": request_id,
+            "poll": poll,
+            "task_id": task.task_id,
+        }
+        reply = held.shard.hand_out(run, start, settled)
+        return None if reply is None else self._reads.response(held.shard.fold, "START_WORKFLOW_TASK", reply)
 
     async def return_task(
         self,
@@ -198,6 +214,8 @@ class HistoryService:
     ) -> None:
         """The poller of that start is gone: make the task scheduled again. Repeating it is harmless."""
         held = await self._held(namespace_id, workflow_id, timeout)
+        if type == "workflow" and held.shard.take_back((namespace_id, workflow_id), request_id):
+            return
         body = {
             "task_type": type.upper(),
             "scheduled_event_id": scheduled_event_id,
@@ -299,7 +317,7 @@ class HistoryService:
         """DescribeWorkflowExecution."""
         workflow_id = ws.DescribeWorkflowExecutionRequest.FromString(message).execution.workflow_id
         held = await self._held(namespace_id, workflow_id, timeout)
-        await self._barrier(held, timeout)
+        await self._barrier(held, (namespace_id, workflow_id), timeout)
         return self._reads.describe(held.shard.fold, namespace_id, message)
 
     async def history(self, namespace_id: str, workflow_id: str, message: bytes, timeout: float) -> bytes:
@@ -319,7 +337,7 @@ class HistoryService:
                 answer = self._reads.history(fold, namespace_id, message, may_wait=True)
                 if answer.wait_for is None:
                     return answer.response
-        await self._barrier(held, timeout)
+        await self._barrier(held, (namespace_id, workflow_id), timeout)
         return self._reads.history(fold, namespace_id, message, may_wait=False).response
 
     async def history_reverse(
@@ -327,11 +345,11 @@ class HistoryService:
     ) -> bytes:
         """GetWorkflowExecutionHistoryReverse."""
         held = await self._held(namespace_id, workflow_id, timeout)
-        await self._barrier(held, timeout)
+        await self._barrier(held, (namespace_id, workflow_id), timeout)
         return self._reads.history_reverse(held.shard.fold, namespace_id, message)
 
-    async def _barrier(self, held: HeldShard, timeout: float) -> None:
-        """Wait until the fold has everything that was in the log when the read arrived (law 7)."""
+    async def _barrier(self, held: HeldShard, workflow: WorkflowKey, timeout: float) -> None:
+        """Wait until the fold has everything that was in the log when the read of the workflow arrived (law 7)."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: StatusError | None) -> None:
@@ -340,7 +358,7 @@ class HistoryService:
             else:
                 _set(future, None)
 
-        waiting = held.shard.read(done)
+        waiting = held.shard.read(workflow, done)
         try:
             await _within(future, timeout, "the log's end could not be read in time")
         finally:
@@ -373,7 +391,7 @@ class HistoryService:
         deadline = asyncio.get_running_loop().time() + timeout
         request = ws.QueryWorkflowRequest.FromString(message)
         held = await self._held(namespace_id, workflow_id, timeout)
-        await self._barrier(held, timeout)
+        await self._barrier(held, (namespace_id, workflow_id), timeout)
         fold = held.shard.fold
         view = self._reads.query_view(fold, namespace_id, workflow_id, request.execution.run_id)
         if _rejects(request.query_reject_condition, view):
@@ -511,6 +529,14 @@ class HistoryService:
 def _set(future: asyncio.Future[T], value: T) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _with_queries(held: HeldShard, run: RunKey, response: bytes) -> bytes:
+    """A workflow task's response, with the queries that wait for it."""
+    if not held.queries.any_for(run):
+        return response
+    # Protobuf messages concatenate: the map is added without parsing the response and its history.
+    return response + ws.PollWorkflowTaskQueueResponse(queries=held.queries.travel(run)).SerializeToString()
 
 
 def _fail(future: asyncio.Future[Any], error: StatusError) -> None:

@@ -19,8 +19,9 @@ import structlog
 
 from everfold.history.barrier import Barrier
 from everfold.history.gates import NamespaceGate
+from everfold.history.handed_out import HandedOut, Settled
 from everfold.history.hashes import HashRing
-from everfold.history.machine.step import DueTimer, Reply, Step, TaskOffer
+from everfold.history.machine.step import DueTimer, Reply, RunKey, Step, TaskOffer
 from everfold.history.outbox import Outbox, SentAnnouncer
 from everfold.history.ports import (
     BatchStore,
@@ -35,7 +36,7 @@ from everfold.history.ports import (
     ShellGuards,
     ShellLimits,
 )
-from everfold.history.proposals import OnVerdict, Proposals, Verdict, overloaded, unavailable
+from everfold.history.proposals import OnVerdict, Proposals, Verdict, WorkflowKey, overloaded, unavailable
 from everfold.history.skew import ClockSkew
 from everfold.history.taking import Phase, Taking
 from everfold.history.timers import ShardClock, Timers
@@ -111,6 +112,7 @@ class Shard:
             metrics=self._metrics,
             resend=self._guards.outbox_resend,
         )
+        self._handed_out = HandedOut(ports, self._append_start)
         self._announcer = SentAnnouncer(ports, self.limits.outputs_sent_every_ns, self._announce_sent)
         self._timers = Timers(
             ports,
@@ -384,7 +386,9 @@ class Shard:
         if self.phase is Phase.CLOSED:
             on_verdict(self._not_serving())
             return
-        sequence = self._proposals.add(on_verdict, self._ports.now_ns())
+        if len(self._handed_out):
+            body, on_verdict = self._with_start(kind, (namespace_id, workflow_id), body, on_verdict)
+        sequence = self._proposals.add(on_verdict, self._ports.now_ns(), (namespace_id, workflow_id))
         key, value = self.encode(kind, namespace_id, workflow_id, run_id, body, sequence, trace=trace)
 
         def delivered(error: BaseException | None, _offset: int) -> None:
@@ -396,6 +400,60 @@ class Shard:
         except ProducerFull:
             self._proposals.withdraw(sequence)
             on_verdict(self.overloaded())
+
+    def _with_start(
+        self, kind: str, workflow: WorkflowKey, body: dict[str, Any], on_verdict: OnVerdict
+    ) -> tuple[dict[str, Any], OnVerdict]:
+        """What is about to be appended, with the start of the workflow's task that is handed out in it or before it."""
+        if kind != "COMPLETE_WORKFLOW_TASK":
+            self._handed_out.settle(workflow)
+            return body, on_verdict
+        held = self._handed_out.of_completion(workflow, body["message"])
+        if held is None:
+            return body, on_verdict
+
+        def verdict(result: Verdict) -> None:
+            self._handed_out.completed(held, result)
+            on_verdict(result)
+
+        return {**body, "start": held.start}, verdict
+
+    def _append_start(self, run: RunKey, start: dict[str, Any], on_verdict: OnVerdict) -> None:
+        self._append("START_WORKFLOW_TASK", *run, start, on_verdict, None)
+
+    def hand_out(self, run: RunKey, start: dict[str, Any], settled: Settled) -> Reply | None:
+        """Start a workflow task for a poller of this process before the log has it: the reply, to be used at once.
+
+        None where it is not known what the start would look like, or nobody serves here: then it is to be proposed.
+
+        Args:
+            run: whose task it is.
+            start: body of the START_WORKFLOW_TASK record.
+            settled: called once it is known what became of the start, or never will be.
+        """
+        workflow = (run.namespace_id, run.workflow_id)
+        if (
+            self.phase is not Phase.SERVING
+            or self._folding
+            or self._proposals.any_about(workflow)
+            or not self._handed_out.room_for(workflow)
+        ):
+            return None
+        # The estimate runs ahead while the brokers' stamps are behind the shard's clock; a host's clock may be wrong.
+        now_ns = max(min(self.clock.now_ns(), self._ports.now_ns()), self.fold.meta.clock_ns)
+        found = self.fold.hand_out(run, start, now_ns)
+        if found is None:
+            return None
+        self._handed_out.add(run, found.start, found.token, settled)
+        return found.reply
+
+    def take_back(self, workflow: WorkflowKey, request_id: str) -> bool:
+        """A poller that was handed a task is gone. True when nothing of its start is, or will be, in the log."""
+        return self._handed_out.take_back(workflow, request_id)
+
+    def settle_start(self, workflow: WorkflowKey) -> None:
+        """Append the start of the workflow's task that is handed out, if there is one: something else comes next."""
+        self._handed_out.settle(workflow)
 
     def encode(
         self,
@@ -486,11 +544,14 @@ class Shard:
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
-    def read(self, done: Callable[[StatusError | None], None]) -> Cancellable:
-        """Call `done(None)` when a read may look at the fold (law 7), or with a status when it may not."""
+    def read(self, workflow: WorkflowKey, done: Callable[[StatusError | None], None]) -> Cancellable:
+        """Call `done(None)` when a read of the workflow may look at the fold (law 7), or with a status when it may
+        not.
+        """
         if self.phase is not Phase.SERVING:
             done(self._not_serving())
             return _Nothing()
+        self._handed_out.settle(workflow)
         if len(self.barrier) >= self.limits.waiters_max:
             done(self.overloaded())
             return _Nothing()
@@ -556,6 +617,7 @@ class Shard:
         self._announcer.close()
         self.outbox.close()
         status = self._not_serving()
+        self._handed_out.close()
         self.barrier.close(status)
         self._gate.close(status)
         self._proposals.close(status)

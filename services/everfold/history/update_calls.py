@@ -20,6 +20,7 @@ from temporalio.api.update.v1 import message_pb2 as update_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine.step import RunKey
+from everfold.history.proposals import WorkflowKey
 from everfold.history.reading import Reads
 from everfold.history.update_waiters import ACCEPTED, COMPLETED, WaitingUpdate
 from everfold.kernel.errors import Code, StatusError
@@ -64,7 +65,7 @@ class UpdateCalls:
     def __init__(
         self,
         held: Callable[[str, str, float], Awaitable[HeldShard]],
-        barrier: Callable[[HeldShard, float], Awaitable[None]],
+        barrier: Callable[[HeldShard, WorkflowKey, float], Awaitable[None]],
         propose: Propose,
         reads: Reads,
         wait_s: float,
@@ -117,7 +118,7 @@ class UpdateCalls:
         request = ws.PollWorkflowExecutionUpdateRequest.FromString(message)
         wait = _Wait(self._wait_s, timeout)
         held = await self._held(namespace_id, workflow_id, timeout)
-        await self._barrier(held, wait.seconds_left())
+        await self._barrier(held, (namespace_id, workflow_id), wait.seconds_left())
         waiting = wait.expect(held, request.update_ref.update_id, request.wait_policy.lifecycle_stage)
         try:
             self._begin(held, namespace_id, waiting, request.update_ref.workflow_execution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from everfold.matching.machine.task import Task
@@ -17,6 +18,14 @@ class HistoryTasks(Protocol):
         """Start the task for the poller of the serialized poll request, and return the serialized poll response.
 
         The same `request_id` again gets the same answer. NOT_FOUND: there is nothing to start.
+        """
+        ...
+
+    def hand_out_task(self, task: Task, request_id: str, poll: bytes, settled: Callable[[bool], None]) -> bytes | None:
+        """Start a workflow task at once, where its shard is in this process: the serialized poll response.
+
+        None: use `start_task`. Otherwise `settled` is called, later: with True when the task is over for matching, with
+        False when it may have to be started again.
         """
         ...
 

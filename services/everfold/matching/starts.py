@@ -2,7 +2,9 @@
 
 What happens, by what the poll does meanwhile and by what history answers:
 
-    the poll waits      start_task → answer → the poll's response
+    the poll waits      hand_out_task, in the process that holds the shard → the poll's response; the task is kept here
+                        until its start is in the log
+                        start_task → answer → the poll's response
     its time is up      the answer is waited for in the background; a start that took effect is returned
     its client is gone  the same
     NOT_FOUND           the task is dropped, the poll waits on
@@ -15,6 +17,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -92,6 +95,10 @@ class Starter:
         parked.request_id = request_id = f"{self._instance}-{self._count}"
         parked.task = task = entry.task
         held = parked.held
+        response = self._history.hand_out_task(task, request_id, parked.message, partial(self._settled, held, entry))
+        if response is not None:
+            _count_started(task, held.now_ns())
+            return response
         loop = asyncio.get_running_loop()
         attempt = 0
         while True:
@@ -127,6 +134,14 @@ class Starter:
                 self._in_background(self._settle(held, entry, request_id, parked.message))
                 parked.task = None
                 raise
+
+    def _settled(self, held: HeldPartition, entry: Entry, over: bool) -> None:
+        """What became of the start of a task that was handed out."""
+        if over:
+            held.machine.started(entry)
+        else:
+            held.machine.requeue(entry, held.now_ns(), 0)
+            held.perform()
 
     async def again(self, parked: ParkedPoll, timeout: float) -> bytes:
         """The answer of an earlier start once more."""

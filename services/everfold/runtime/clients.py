@@ -7,7 +7,7 @@ start them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
@@ -164,11 +164,31 @@ class MatchingClient:
         task.add_done_callback(self._offers.discard)
 
 
+class LocalHistory(Protocol):
+    """The history service of this process."""
+
+    def hand_out_task(
+        self, task: StartableTask, request_id: str, poll: bytes, settled: Callable[[bool], None]
+    ) -> bytes | None:
+        """See `everfold.matching.ports`."""
+        ...
+
+
 class HistoryClient:
     """History, as matching uses it: each call goes to the shard that the task names."""
 
     def __init__(self, router: Router) -> None:
         self._call = router.call
+        #: the history service of this process, if it has one
+        self.local: LocalHistory | None = None
+
+    def hand_out_task(
+        self, task: StartableTask, request_id: str, poll: bytes, settled: Callable[[bool], None]
+    ) -> bytes | None:
+        """Start a workflow task without waiting for the log. See `everfold.matching.ports`."""
+        if self.local is None or task.type != "workflow":
+            return None
+        return self.local.hand_out_task(task, request_id, poll, settled)
 
     async def start_task(self, task: StartableTask, request_id: str, poll: bytes, timeout: float) -> bytes:
         """Start the task for a poller. See `everfold.matching.ports`."""

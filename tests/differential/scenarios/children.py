@@ -223,5 +223,6 @@ def child_priorities(s: Script) -> None:
     s.note("activity", s.poll_activity())
     tasks = tasks_by_workflow(s, 2)
     s.note("child", tasks[s.id("child")])
+    s.wait("WORKFLOW_TASK_STARTED", "child")  # a read brings the start of a task that is handed out into the history
     s.terminate()
     s.wait("WORKFLOW_EXECUTION_TERMINATED", "child")  # by a message: not yet there when the call returns

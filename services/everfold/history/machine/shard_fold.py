@@ -37,6 +37,7 @@ from everfold.history.machine.decide import (
     updates,
     workflow_task,
 )
+from everfold.history.machine.decide.hand_out import HandOut, prepare
 from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
 from everfold.history.machine.decide.offer_again import offer_tasks_again
 from everfold.history.machine.outputs import emit_visibility
@@ -548,6 +549,11 @@ class ShardFold:
             self.cache.put(key, run)
         return run
 
+    def hand_out(self, run: RunKey, start: Record, now_ns: int) -> HandOut | None:
+        """How a workflow task would start at shard time `now_ns`; None where only the log can tell."""
+        found = self.run_by_key(run)
+        return None if found is None else prepare(self.meta.limits, found, start, now_ns)
+
     def take_writes(self) -> dict[bytes, bytes | None]:
         """Rows written since `written`, the meta row included. Empty when nothing was folded."""
         if not self._touched:
@@ -681,6 +687,8 @@ def _fire_timer(ctx: StepContext, run: Run | None, body: Record) -> Reply:
 
 
 def _start_workflow_task(ctx: StepContext, run: Run | None, body: Record) -> Reply:
+    if body["handed_out"] is not None:
+        return workflow_task.decide_start_handed_out(ctx, run, body)
     return workflow_task.decide_start_task(
         ctx, run, body["scheduled_event_id"], body["attempt"], body["stamp"], body["request_id"], body["poll"]
     )
@@ -713,7 +721,9 @@ _BY_RUN: Final[dict[str, ByRun]] = {
         ctx, run, body["scheduled_event_id"], body["stamp"]
     ),
     "RESET_STICKY": lambda ctx, run, body: workflow_task.decide_reset_sticky(ctx, run),
-    "COMPLETE_WORKFLOW_TASK": _message(workflow_task.decide_complete_task),
+    "COMPLETE_WORKFLOW_TASK": lambda ctx, run, body: workflow_task.decide_complete_task(
+        ctx, run, body["message"], body["start"]
+    ),
     "FAIL_WORKFLOW_TASK": _message(workflow_task.decide_fail_task),
     "COMPLETE_ACTIVITY": _message(activity.decide_complete_activity),
     "FAIL_ACTIVITY": _message(activity.decide_fail_activity),

@@ -72,15 +72,23 @@ def _offer(turn: Turn, epoch: int) -> None:
     run = turn.run
     task = _workflow_task(run, epoch)
     if task is not None:
-        turn.void_workflow_task(task)
-        # A task with a record is on the normal queue, maybe because the sticky worker is gone; stickiness is kept then.
-        sticky, run.sticky_queue = run.sticky_queue, ""
-        turn.offer_workflow_task()
-        run.sticky_queue = sticky
+        offer_afresh(turn, task)
     for activity in _activities(run, epoch):
         turn.void_activity_task(activity)
         turn.offer_activity_task(activity)
     turn.finish()
+
+
+def offer_afresh(turn: Turn, task: WorkflowTask) -> None:
+    """Offers the scheduled workflow task once more, where it was offered before."""
+    run = turn.run
+    # A task with a record is on the normal queue, maybe because the sticky worker is gone; stickiness is kept then.
+    sticky = run.sticky_queue
+    if task.task_id:
+        run.sticky_queue = ""
+    turn.void_workflow_task(task)
+    turn.offer_workflow_task()
+    run.sticky_queue = sticky
 
 
 def _is_older(task_id: str, epoch: int) -> bool:

@@ -5,13 +5,15 @@ Temporal: workflow_task_state_machine.go, AddWorkflowTaskStartedEvent.
 
 from __future__ import annotations
 
+from temporalio.api.history.v1 import message_pb2 as history_pb2
+
 from everfold.history.machine import events, responses
 from everfold.history.machine.apply import start_task
-from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.schedule import record_scheduled
 from everfold.history.machine.protocol import send_updates
 from everfold.history.machine.state import Run, WorkflowTask
 from everfold.history.machine.turn import Turn
+from everfold.kernel.limits import Limits
 
 
 def begin_task(turn: Turn, request_id: str, identity: str) -> None:
@@ -24,7 +26,7 @@ def begin_task(turn: Turn, request_id: str, identity: str) -> None:
     send_updates(run)
     if not task.written and task.scheduled_event_id != run.next_event_id:
         task = _write_overtaken(turn, task)
-    suggest = suggested_reasons(ctx, run)
+    suggest = suggested_reasons(ctx.limits, run)
     if task.written:
         size = run.history_size_bytes
         record_started(turn, task.scheduled_event_id, request_id, identity, size, suggest, ctx.now_ns)
@@ -48,21 +50,28 @@ def record_started(
 ) -> int:
     """Writes WorkflowTaskStarted; returns its id."""
     event = turn.new(events.TASK_STARTED, at_ns)
+    fill_started(event, scheduled_event_id, request_id, identity, size, suggest)
+    turn.record(event)
+    return event.event_id
+
+
+def fill_started(
+    event: history_pb2.HistoryEvent, scheduled_event_id: int, request_id: str, identity: str, size: int, suggest: int
+) -> None:
+    """Fills in WorkflowTaskStarted."""
     a = event.workflow_task_started_event_attributes
     a.scheduled_event_id = scheduled_event_id
     a.identity = identity
     a.request_id = request_id
     a.history_size_bytes = size
     responses.set_suggestion(a, suggest)
-    turn.record(event)
-    return event.event_id
 
 
-def suggested_reasons(ctx: StepContext, run: Run) -> int:
+def suggested_reasons(limits: Limits, run: Run) -> int:
     """Whether the history is so long that the workflow should continue as new: bit 0 for size, bit 1 for events."""
     reasons = 0
-    if run.history_size_bytes >= ctx.limits["limit.historySize.suggestContinueAsNew"]:
+    if run.history_size_bytes >= limits["limit.historySize.suggestContinueAsNew"]:
         reasons |= 1
-    if run.next_event_id >= ctx.limits["limit.historyCount.suggestContinueAsNew"]:
+    if run.next_event_id >= limits["limit.historyCount.suggestContinueAsNew"]:
         reasons |= 2
     return reasons

@@ -19,6 +19,8 @@ from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.commands import check_sequence, handle_commands
 from everfold.history.machine.decide.failures import CommandFailed, Completion
+from everfold.history.machine.decide.hand_out import Start, is_of, take_up
+from everfold.history.machine.decide.offer_again import offer_afresh
 from everfold.history.machine.decide.schedule import (
     record_scheduled,
     schedule_speculative_task,
@@ -86,16 +88,56 @@ def decide_start_task(
     return responses.workflow_task(run, task)
 
 
+def decide_start_handed_out(ctx: StepContext, run: Run | None, start: Start) -> Reply:
+    """A worker has the task already. If the run has moved on since, the task is offered again; nobody reads the
+    answer.
+    """
+    if run is None:
+        raise workflow_task_not_found()
+    turn = Turn(ctx, run)
+    before = run.workflow_task
+    if before is not None and before.started_event_id and before.request_id == start["request_id"]:
+        ctx.step.ignored = True
+        return Reply()
+    if not take_up(turn, start):
+        task = run.workflow_task
+        waits = (
+            run.running
+            and task is not None
+            and not task.started_event_id
+            and (task.scheduled_event_id, task.attempt, task.stamp)
+            == (start["scheduled_event_id"], start["attempt"], start["stamp"])
+        )
+        if task is None or not waits:
+            raise workflow_task_not_found()
+        offer_afresh(turn, task)
+    turn.finish()
+    return Reply()
+
+
 # ---- completion -----------------------------------------------------------------------------------------------------
 
 
-def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> Reply:
-    """RespondWorkflowTaskCompleted: what the worker decided, all of it or nothing."""
+def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes, start: Start | None) -> Reply:
+    """RespondWorkflowTaskCompleted: what the worker decided, all of it or nothing.
+
+    Args:
+        ctx: the step.
+        run: the run that the token names.
+        message: the request.
+        start: of the task, if it was handed out and its start may not be in the log yet. It becomes part of what is
+            done or not done.
+    """
     request = ws.RespondWorkflowTaskCompletedRequest.FromString(message)
     token = _token(request.task_token)
     if run is None:
         raise workflow_not_found(token.workflow_id)
     digest = hashlib.blake2b(message, digest_size=8).digest()
+    if start is not None and not is_of(start, token):
+        start = None  # a late completion of an earlier task
+    turn = Turn(ctx, run)
+    if start is not None:
+        take_up(turn, start)
     task = _matching_task(run, token)
     if task is None:
         repeated = _repeated_completion(ctx, run, token, digest)
@@ -104,7 +146,6 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> R
         raise workflow_task_not_found()
     check_sequence(request.commands)
     heartbeat = request.force_create_new_workflow_task and not request.commands and not request.messages
-    turn = Turn(ctx, run)
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     if heartbeat and _heartbeats_too_long(ctx, task):
         time_out_workflow_task(turn)
@@ -120,7 +161,7 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes) -> R
         if run.running and not request.force_create_new_workflow_task:
             reject_unprocessed(turn)
     except CommandFailed as failed:
-        return _fail_completion(ctx, run, token, request, failed)
+        return _fail_completion(ctx, run, start, request, failed)
     ctx.step.workflow_tasks_ended.append((key, True))
     inline = False
     if run.running and (request.force_create_new_workflow_task or run.buffered or completion.wants_task):
@@ -233,7 +274,7 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
 def _fail_completion(
     ctx: StepContext,
     run: Run,
-    token: WorkflowTaskToken,
+    start: Start | None,
     request: ws.RespondWorkflowTaskCompletedRequest,
     failed: CommandFailed,
 ) -> Reply:
@@ -243,13 +284,15 @@ def _fail_completion(
     that stumbles over them (update/abort_reason.go, AbortReasonWorkflowTaskFailed).
     """
     run = ctx.start_over(run)
+    turn = Turn(ctx, run)
+    if start is not None:
+        take_up(turn, start)
     task = run.workflow_task
     assert task is not None
     text = failed.text()
     if task.attempt > 1 and failed.cause != failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND:
         ctx.step.ignored = True
         return Reply(error=invalid(text))
-    turn = Turn(ctx, run)
     failure = failure_pb2.Failure(message=text)
     failure.server_failure_info.SetInParent()
     abort_sent(turn)

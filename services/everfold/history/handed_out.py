@@ -1,0 +1,147 @@
+"""Workflow tasks that workers of this process have before the start is in the log (`machine/decide/hand_out.py`).
+
+Who has polled here gets the task at once. Its start is appended
+
+    with the completion     as a part of its record: the usual case, some milliseconds later
+    before anything else    that this owner appends about the workflow, and before a read of it
+    after HELD_NS           when the worker takes its time
+
+and then as often as it takes until the log has said what became of it. A shard that is given up with tasks in workers'
+hands knows nothing of them any more: matching, which keeps them until it hears of the start, queues them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from everfold.history.machine.decide.hand_out import Start
+from everfold.history.machine.step import Reply, RunKey
+from everfold.history.ports import Cancellable, ShardPorts
+from everfold.history.proposals import OnVerdict, Verdict, WorkflowKey
+from everfold.kernel.time import MILLISECOND_NS
+
+HELD_NS: Final = 100 * MILLISECOND_NS
+"""A start is appended after this at the latest. Well above what a workflow task takes, a few milliseconds; well below
+any timeout that begins with the start."""
+
+HELD_MAX: Final = 1_000
+"""Tasks in workers' hands per shard; beyond, starts go into the log first. More than a host has pollers."""
+
+Settled = Callable[[bool], None]
+"""Called once: True when the log holds the start, or something that overtook it; False when nobody can know."""
+
+
+class HeldTask:
+    """One task in a worker's hands.
+
+    Attributes:
+        start: body of the record that says so.
+        token: the task token that the worker has.
+        asked: whether a record with the start alone is on its way.
+    """
+
+    __slots__ = ("asked", "run", "settled", "since_ns", "start", "token")
+
+    def __init__(self, run: RunKey, start: Start, token: bytes, settled: Settled, since_ns: int) -> None:
+        self.run = run
+        self.start = start
+        self.token = token
+        self.settled = settled
+        self.since_ns = since_ns
+        self.asked = False
+
+
+class HandedOut:
+    """See the module.
+
+    Args:
+        append: appends START_WORKFLOW_TASK for that run: (run, body, what to call with the verdict).
+    """
+
+    def __init__(self, ports: ShardPorts, append: Callable[[RunKey, dict[str, Any], OnVerdict], None]) -> None:
+        self._ports = ports
+        self._append = append
+        #: a workflow has one open run, and so one workflow task
+        self._held: dict[WorkflowKey, HeldTask] = {}
+        self._timer: Cancellable | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def room_for(self, workflow: WorkflowKey) -> bool:
+        """Whether a task of this workflow may be handed out."""
+        return not self._closed and workflow not in self._held and len(self._held) < HELD_MAX
+
+    def add(self, run: RunKey, start: Start, token: bytes, settled: Settled) -> None:
+        """The task is given to its worker now."""
+        self._held[run.namespace_id, run.workflow_id] = HeldTask(run, start, token, settled, self._ports.boottime_ns())
+        if self._timer is None:
+            self._timer = self._ports.call_later(HELD_NS, self._look)
+
+    def of_completion(self, workflow: WorkflowKey, message: bytes) -> HeldTask | None:
+        """The task that this RespondWorkflowTaskCompletedRequest completes."""
+        held = self._held.get(workflow)
+        return held if held is not None and held.token in message else None
+
+    def completed(self, held: HeldTask, verdict: Verdict) -> None:
+        """What became of a completion that carried the start."""
+        if self._is_held(held):
+            if isinstance(verdict, Reply) and verdict.error is None:
+                self._drop(held)
+            else:  # nothing of it was done, or nobody knows: the start must become known all the same
+                self._ask(held)
+
+    def settle(self, workflow: WorkflowKey) -> None:
+        """Something else is about to happen to the workflow, or somebody reads it: the start comes first."""
+        held = self._held.get(workflow)
+        if held is not None:
+            self._ask(held)
+
+    def take_back(self, workflow: WorkflowKey, request_id: str) -> bool:
+        """The poller is gone. True when the start has not been appended: then it never will be."""
+        held = self._held.get(workflow)
+        if held is None or held.asked or held.start["request_id"] != request_id:
+            return False
+        del self._held[workflow]
+        held.settled(False)
+        return True
+
+    def close(self) -> None:
+        """The shard is given up."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        held_tasks = list(self._held.values())
+        self._held.clear()
+        for held in held_tasks:
+            held.settled(False)
+
+    def _ask(self, held: HeldTask) -> None:
+        if held.asked:
+            return
+        held.asked = True
+
+        def verdict(result: Verdict) -> None:
+            held.asked = False
+            if isinstance(result, Reply) and self._is_held(held):
+                self._drop(held)  # started, or overtaken: then the fold has offered the task again, if it still waits
+
+        self._append(held.run, held.start, verdict)
+
+    def _look(self) -> None:
+        self._timer = None
+        before_ns = self._ports.boottime_ns() - HELD_NS
+        for held in list(self._held.values()):
+            if held.since_ns <= before_ns:
+                self._ask(held)
+        if self._held and not self._closed:
+            self._timer = self._ports.call_later(HELD_NS, self._look)
+
+    def _is_held(self, held: HeldTask) -> bool:
+        return self._held.get((held.run.namespace_id, held.run.workflow_id)) is held
+
+    def _drop(self, held: HeldTask) -> None:
+        del self._held[held.run.namespace_id, held.run.workflow_id]
+        held.settled(True)
