@@ -91,6 +91,11 @@ def history(slot: int, run_id: str, first_event_id: int) -> bytes:
     return _slot(slot) + b"h" + run_id.encode() + _u64.pack(first_event_id)
 
 
+def is_history(key: bytes) -> bool:
+    """Whether this is the key of a history row."""
+    return key[2:3] == b"h"  # no row of the whole shard has this letter
+
+
 def first_event_id(history_key: bytes) -> int:
     """First event id of a history row."""
     (event_id,) = _u64.unpack(history_key[-8:])

@@ -7,6 +7,7 @@ Temporal: service/history/api/getworkflowexecutionhistory, getworkflowexecutionh
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import msgpack
@@ -23,6 +24,7 @@ from everfold.history.machine.decide.search_attributes import set_types
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.events import framed, parse_history, serialize, set_time, varint
 from everfold.history.machine.history_rows import batch_start, event_at
+from everfold.history.machine.history_tails import HistoryRow
 from everfold.history.machine.rejections import invalid, not_found, workflow_not_found
 from everfold.history.machine.relations import closed_outcome
 from everfold.history.machine.shard_fold import ShardFold
@@ -76,11 +78,10 @@ def page(fold: ShardFold, run: Run, first: int, end: int, events_max: int = PAGE
     parts: list[bytes] = []
     at = first
     limit = min(end, first + events_max)
-    start = batch_start(fold.rows, run, first)
-    rows = fold.rows.scan(*keys.history_range(run.slot, run.run_id, start, end))
-    previous: tuple[int, bytes] | None = None
-    for key, row in rows:
-        begins = keys.first_event_id(key)
+    previous: HistoryRow | None = None
+    for begins, row in _rows(fold, run, first, end):
+        if begins >= end:
+            break
         if previous is not None:
             parts.append(_cut(previous, first, begins, end))
             at = begins
@@ -93,7 +94,17 @@ def page(fold: ShardFold, run: Run, first: int, end: int, events_max: int = PAGE
     return Page(b"".join(parts), at)
 
 
-def _cut(batch: tuple[int, bytes], first: int, batch_end: int, end: int) -> bytes:
+def _rows(fold: ShardFold, run: Run, first: int, end: int) -> Iterable[HistoryRow]:
+    """The batches that hold events [first, end); others may follow."""
+    tail = fold.rows.tails.since(keys.history(run.slot, run.run_id, first))
+    if tail is not None:
+        return tail
+    start = batch_start(fold.rows, run, first)
+    rows = fold.rows.scan(*keys.history_range(run.slot, run.run_id, start, end))
+    return ((keys.first_event_id(key), row) for key, row in rows)
+
+
+def _cut(batch: HistoryRow, first: int, batch_end: int, end: int) -> bytes:
     begins, row = batch
     if begins >= first and batch_end <= end:
         return row

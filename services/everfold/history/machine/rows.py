@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from everfold.history.machine import keys
+from everfold.history.machine.history_tails import HistoryTails
 from everfold.kernel.errors import ShardLost
 
 
@@ -33,7 +34,7 @@ class RowStore(Protocol):
 class Rows:
     """The rows of a shard as the fold sees them."""
 
-    __slots__ = ("_batch", "_first_timer", "_hash", "_step", "_store", "_timer_floor")
+    __slots__ = ("_batch", "_first_timer", "_hash", "_step", "_store", "_timer_floor", "tails")
 
     def __init__(self, store: RowStore, state_hash: bytes) -> None:
         self._store = store
@@ -41,6 +42,8 @@ class Rows:
         self._batch: dict[bytes, bytes | None] = {}
         self._step: dict[bytes, bytes | None] = {}
         self._hash = state_hash
+        #: the latest history rows of committed steps
+        self.tails = HistoryTails()
         #: no timer row lies before this key: a scan from here walks over no tombstones but the latest
         self._timer_floor = keys.TIMERS
         #: the first timer row's key, b"" for none, None when it has to be looked up
@@ -117,6 +120,8 @@ class Rows:
                 digest.update(value)
             if key.startswith(keys.TIMERS):
                 self._note_timer(key, value is not None)
+            elif keys.is_history(key):
+                self.tails.note(key, value)
         self._hash = digest.digest()
         self._batch.update(self._step)
         self._step = {}

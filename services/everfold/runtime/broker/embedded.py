@@ -32,6 +32,7 @@ from everfold.runtime.broker.prepare import Prepared, prepare, template_path
 from everfold.runtime.broker.process import exited, wait_exit
 from everfold.runtime.broker.storage import DataDirectory
 from everfold.runtime.broker.wire import serves
+from everfold.runtime.scheduling import starting_threads_that_give_way
 
 HEAP_MB: Final = 256
 """Kafka alone runs in 64; the rest is for 8 MiB records in flight. Committed on demand, so RSS stays near 170 MB."""
@@ -187,7 +188,8 @@ class EmbeddedBroker:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
         # glibc gives each thread a heap of its own, which costs a JVM with 60 threads tens of megabytes.
         environment["MALLOC_ARENA_MAX"] = "2"
-        with self._data.out_file.open("wb") as out:
+        # The broker wakes at every request, and would stop the event loop in the middle of its turn.
+        with self._data.out_file.open("wb") as out, starting_threads_that_give_way():
             self._process = subprocess.Popen(
                 tied_to(os.getpid(), command),
                 stdin=subprocess.DEVNULL,
