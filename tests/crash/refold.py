@@ -14,7 +14,8 @@ from pathlib import Path
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from everfold.history.machine import keys
-from everfold.history.machine.shard_fold import LogRecord, ShardFold, ShardMeta
+from everfold.history.machine.shard_fold import LogRecord, ShardFold
+from everfold.history.machine.shard_meta import ShardMeta
 from everfold.history.store import StoreMemory, open_store
 
 MIB = 2**20

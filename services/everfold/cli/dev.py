@@ -55,6 +55,7 @@ class DevServer:
         """Nothing runs before `start`."""
         self._settings = settings
         self._data = open_data_dir(settings, default="dev")
+        self._embedded = not settings.kafka.bootstrap
         self._node: nodes.Node
 
     async def start(self, supervisor: Supervisor) -> None:
@@ -63,8 +64,7 @@ class DevServer:
         self._data.acquire()
         settings = await self._with_kafka(supervisor)
         kafka = topics.kafka_settings(settings)
-        # Nobody else is told of the embedded broker.
-        alone = not self._settings.kafka.bootstrap
+        alone = self._embedded  # nobody else is told of that broker
         cluster = await nodes.look_at(kafka, settings, self._data, create=True, alone=alone)
         if settings.topology.enabled:
             child = WorkerServer(child_command(), child_environment(settings))
@@ -99,7 +99,7 @@ class DevServer:
             kafka=dataclasses.replace(
                 settings.kafka,
                 bootstrap=bootstrap,
-                single_broker=settings.kafka.single_broker or not settings.kafka.bootstrap,
+                single_broker=settings.kafka.single_broker or self._embedded,
             ),
             # What the child needs to find the same files; the parent holds the directory.
             node=dataclasses.replace(settings.node, data_dir=str(self._data.path), ephemeral=False),
@@ -157,17 +157,17 @@ class DevServer:
         await self._node.router.call("history", 0, "execute", args, NAMESPACE_S)
 
     def _banner(self, settings: Settings, cluster: nodes.Cluster, seconds: float) -> None:
-        embedded = not self._settings.kafka.bootstrap
         addresses = self._node.addresses()
+        broker = f"{settings.kafka.bootstrap}{' (embedded)' if self._embedded else ''}"
         rows = {
             "gRPC": addresses["grpc"],
-            "Kafka": f"{settings.kafka.bootstrap}{' (embedded)' if embedded else ''}, topics {settings.kafka.prefix}*",
+            "Kafka": f"{broker}, topics {settings.kafka.prefix}*",
             "Metrics": addresses.get("metrics", "none (--metrics-port)"),
             "Data": f"{self._data.path}{' (goes away at the end)' if self._data.ephemeral else ''}",
             "Visibility": settings.visibility.url or self._data.visibility_url,
             "Namespaces": ", ".join(namespace.name for namespace in self._node.registry if not namespace.deleted),
             "Shards": f"{cluster.shape.shards}, task partitions {cluster.shape.task_partitions}",
-            "Durability": _durability(cluster, embedded),
+            "Durability": _durability(cluster, self._embedded),
         }
         if sys.stdout.isatty():
             table = Table(

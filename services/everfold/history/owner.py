@@ -112,7 +112,7 @@ class HistoryConfig:
     settings: Mapping[str, int] = field(default_factory=dict)
     run_cache_bytes: int = 128 * 1024 * 1024
     run_cache_runs: int = 0
-    block_cache_bytes: int = 64 * 1024 * 1024
+    block_cache_bytes: int = 32 * 1024 * 1024
     write_buffer_bytes: int = 32 * 1024 * 1024
     flush_interval_s: float = 60.0
     producer_bytes_max: int = QUEUE_BYTES_MAX

@@ -120,7 +120,7 @@ class HistorySettings:
         0, "Most runs kept decoded, whatever their size; 0 leaves it to the bytes.", minimum=0
     )
     block_cache_bytes: int = setting(
-        64 * MIB, "RocksDB's block cache, one for all shards of the process.", unit="bytes", minimum=8 * MIB
+        32 * MIB, "RocksDB's block cache, one for all shards of the process.", unit="bytes", minimum=8 * MIB
     )
     write_buffer_bytes: int = setting(
         32 * MIB, "RocksDB's memtables, one budget for all shards of the process.", unit="bytes", minimum=4 * MIB
