@@ -76,7 +76,7 @@ def _ratio(metric: str, against: str, concurrent: int = 64) -> Callable[[dict[st
 
 
 def _unloaded_ratio(results: dict[str, Any]) -> float | None:
-    ours, theirs = (results.get(target, {}).get("unloaded_p50_ms") for target in ("everfold", "file"))
+    ours, theirs = (results.get(target, {}).get("unloaded_warm_ms", {}).get("p50") for target in ("everfold", "file"))
     return ours / theirs if ours and theirs else None
 
 
@@ -159,9 +159,7 @@ def measure(target: Target, load: Load, concurrency: Sequence[int], seconds: flo
         results["first_workflow_s"] = round(time.monotonic() - server.started_at, 2)
         results["fresh_rss_mb"] = round(server.rss_bytes() / 2**20, 1)
         say(f"{target.name}: up in {results['start_s']} s, {results['fresh_rss_mb']} MB")
-        unloaded = load.run(target, workflows=1, concurrency=1, warm=30, sequential=100)
-        results["unloaded_p50_ms"] = unloaded["unloaded_ms"]["p50"]
-        results["unloaded_p99_ms"] = unloaded["unloaded_ms"]["p99"]
+        unloaded(target, load, "fresh")
         results["steps"] = {}
         for concurrent in concurrency:
             count = max(int(EXPECTED_RATE[target.name][concurrent] * seconds), 4 * concurrent, 100)
@@ -175,9 +173,16 @@ def measure(target: Target, load: Load, concurrency: Sequence[int], seconds: flo
                 f"{target.name}: {concurrent} concurrent: {step['workflows_per_s']:.1f} workflows/s,"
                 f" {step['server_cpu_ms_per_workflow']:.1f} ms CPU each"
             )
+        unloaded(target, load, "warm")
         results["drain_s"] = max(step["drain"]["seconds"] for step in results["steps"].values())
         results["lag_at_end"] = max(step["drain"]["lag_at_end"] for step in results["steps"].values())
     return results
+
+
+def unloaded(target: Target, load: Load, when: str) -> None:
+    """One workflow at a time: on a server that has just started, and on one that has done the steps' work."""
+    found = load.run(target, workflows=1, concurrency=1, warm=30, sequential=100)["unloaded_ms"]
+    target.results[f"unloaded_{when}_ms"] = {"p50": found["p50"], "p99": found["p99"]}
 
 
 def drain(target: Target, queue: str, workflows: int) -> dict[str, float]:
@@ -217,10 +222,10 @@ def table(results: dict[str, Any]) -> str:
     )
     rows = [head, "|---|---|---|---|---|---|---|---|"]
     for target, found in results.items():
-        rows.append(
-            f"| {target} | unloaded | | {found['unloaded_p50_ms']:.1f} | {found['unloaded_p99_ms']:.1f} | |"
-            f" {found['fresh_rss_mb']:.0f} (fresh) | |"
-        )
+        for when in ("fresh", "warm"):
+            latency = found[f"unloaded_{when}_ms"]
+            rss = f"{found['fresh_rss_mb']:.0f}" if when == "fresh" else ""
+            rows.append(f"| {target} | unloaded, {when} | | {latency['p50']:.1f} | {latency['p99']:.1f} | | {rss} | |")
         for concurrent, step in found["steps"].items():
             latency = step["latency_ms"]
             rows.append(

@@ -46,10 +46,30 @@ class Worker:
             "task_id": offer.task_id,
         }
         run = RunKey(NAMESPACE_ID, offer.workflow_id, offer.run_id)
-        reply = self.owner.shard.hand_out(run, body, self.settled.append)
-        if reply is None:
-            return None
-        return ws.PollWorkflowTaskQueueResponse.FromString(reads.assemble(self.owner.fold, reply))
+        fold = self.owner.fold
+        response = self.owner.shard.hand_out(run, body, self.settled.append, lambda reply: reads.assemble(fold, reply))
+        return None if response is None else ws.PollWorkflowTaskQueueResponse.FromString(response)
+
+    def start(self) -> ws.PollWorkflowTaskQueueResponse:
+        """The task that was offered last, through the log."""
+        offer = self.owner.offers[-1]
+        poll = ws.PollWorkflowTaskQueueRequest(identity="worker")
+        poll.task_queue.name = offer.task_queue
+        body = {
+            "scheduled_event_id": offer.scheduled_event_id,
+            "attempt": offer.attempt,
+            "stamp": offer.stamp,
+            "request_id": REQUEST_ID,
+            "poll": poll.SerializeToString(),
+            "task_id": offer.task_id,
+        }
+        verdicts: list[Reply | StatusError] = []
+        self.owner.shard.propose(
+            "START_WORKFLOW_TASK", NAMESPACE_ID, offer.workflow_id, offer.run_id, body, verdicts.append
+        )
+        self.world.run_until(lambda: verdicts)
+        assert isinstance(verdicts[0], Reply)
+        return ws.PollWorkflowTaskQueueResponse.FromString(reads.assemble(self.owner.fold, verdicts[0]))
 
     def must_take(self) -> ws.PollWorkflowTaskQueueResponse:
         task = self.take()
@@ -139,15 +159,26 @@ def test_a_signal_that_comes_meanwhile_waits_behind_the_task(worker: Worker) -> 
 
 def test_a_read_sees_the_task_started(worker: Worker) -> None:
     worker.must_take()
+    worker.world.held_up = ["START_WORKFLOW_TASK"]
+    done: list[list[int]] = []
+    worker.owner.shard.read(WORKFLOW, lambda error: done.append([] if error else worker.types()))
+    worker.world.run_until(lambda: done)
+    assert done == [[1, SCHEDULED, STARTED]]
+
+
+def test_a_read_that_waits_for_the_start_ends_with_the_shard(worker: Worker) -> None:
+    worker.must_take()
+    worker.world.fates[SHARD_LOG.name] = ["lost"]
     done: list[StatusError | None] = []
     worker.owner.shard.read(WORKFLOW, done.append)
-    worker.world.run_until(lambda: done)
-    assert done == [None]
-    assert worker.types() == [1, SCHEDULED, STARTED]
+    worker.owner.shard.read(WORKFLOW, done.append).cancel()
+    worker.owner.crash()
+    assert [error.code for error in done if error] == [Code.UNAVAILABLE]
 
 
 def test_a_task_is_not_handed_out_while_something_about_its_workflow_is_under_way(worker: Worker) -> None:
-    worker.owner.propose("SIGNAL_WORKFLOW", signal())
+    again = start(request_id="r1")
+    worker.owner.propose("START_WORKFLOW", again)
     assert worker.take() is None
     worker.world.run(10 * MILLISECOND_NS)
     assert worker.take() is not None
@@ -172,6 +203,38 @@ def test_a_retry_is_not_handed_out(worker: Worker) -> None:
     assert worker.take() is None
 
 
+def test_a_failure_of_the_task_is_folded_behind_its_start(worker: Worker) -> None:
+    task = worker.must_take()
+    worker.world.held_up = ["START_WORKFLOW_TASK"]
+    failed = ws.RespondWorkflowTaskFailedRequest(task_token=task.task_token, identity="worker")
+    verdicts = worker.owner.propose(
+        "FAIL_WORKFLOW_TASK", failed.SerializeToString(), run_id=task.workflow_execution.run_id
+    )
+    worker.world.run_until(lambda: verdicts)
+    assert worker.types() == [1, SCHEDULED, STARTED, FAILED]
+
+
+def test_a_completion_with_the_start_of_another_leaders_time_is_refused(worker: Worker) -> None:
+    task = worker.must_take()
+    worker.world.epoch += 1
+    answer = worker.complete(task)
+    assert isinstance(answer, StatusError)
+    assert answer.code == Code.NOT_FOUND
+    worker.world.run(10 * MILLISECOND_NS)
+    assert STARTED not in worker.types()
+    assert worker.settled == [True]
+
+
+def test_a_malformed_completion_changes_nothing_before_it_is_refused(worker: Worker) -> None:
+    task = worker.must_take()
+    commands = [{"command_type": 4, "complete_workflow_execution_command_attributes": {}}] * 2
+    answer = worker.complete(task, commands=commands)
+    assert isinstance(answer, StatusError)
+    worker.world.run(10 * MILLISECOND_NS)
+    assert worker.types() == [1, SCHEDULED, STARTED]
+    assert isinstance(worker.complete(task), Reply)
+
+
 def test_when_another_owner_was_quicker_the_start_is_refused_and_the_task_offered_again(worker: Worker) -> None:
     other = Owner(worker.world).take()
     worker.world.run(10 * MILLISECOND_NS)
@@ -186,7 +249,8 @@ def test_when_another_owner_was_quicker_the_start_is_refused_and_the_task_offere
     assert worker.types() == [1, SCHEDULED, SIGNALED]
     assert worker.settled == [True]
     assert len(worker.owner.offers) == offered + 1
-    again = worker.must_take()
+    assert worker.take() is None, "a start in the log is what gets a run on that others keep sending to"
+    again = worker.start()
     assert again.started_event_id == 4
     assert isinstance(worker.complete(again), Reply)
 
@@ -228,6 +292,17 @@ def test_a_task_whose_poller_is_gone_has_never_been_started(worker: Worker) -> N
     worker.world.run(SECOND_NS)
     assert worker.types() == [1, SCHEDULED]
     assert worker.take() is not None
+
+
+@pytest.mark.parametrize("fate", ["lost", "unknown"])
+def test_a_start_that_may_be_in_the_log_is_not_taken_back(worker: Worker, fate: str) -> None:
+    worker.must_take()
+    worker.world.fates[SHARD_LOG.name] = [fate]
+    worker.world.run(HELD_NS + 5 * MILLISECOND_NS)
+    assert not worker.owner.shard.take_back(WORKFLOW, REQUEST_ID) or worker.settled == [True]
+    worker.world.run(SECOND_NS)
+    assert worker.types() == [1, SCHEDULED, STARTED]
+    assert worker.settled == [True]
 
 
 def test_a_shard_that_is_given_up_leaves_its_tasks_to_matching(worker: Worker) -> None:

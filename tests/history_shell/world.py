@@ -133,6 +133,8 @@ class World:
         self.readers: list[Reader] = []
         #: topic -> what happens to its next produces: "lost" (error, not appended), "unknown" (error, appended), "ok"
         self.fates: dict[str, list[str]] = defaultdict(list)
+        #: kinds of shard records that arrive 20 ms late, behind what is sent after them
+        self.held_up: list[str] = []
         self.full = False
         self.questions = 0
         self.answers_ends = True
@@ -253,7 +255,8 @@ class Ports:
             error = None if fate == "ok" else RuntimeError(f"delivery {fate}")
             world.call_later(MILLISECOND_NS, lambda: on_delivery(error, -1 if error else offset))
 
-        world.call_later(MILLISECOND_NS, arrive)
+        late = topic == SHARD_LOG.name and codec.decode_shard_record(value or b"")["kind"] in world.held_up
+        world.call_later(20 * MILLISECOND_NS if late else MILLISECOND_NS, arrive)
 
     def propose(self, partition: int, key: bytes, value: bytes, on_delivery: Delivered) -> None:
         self.produce(SHARD_LOG.name, partition, key, value, (), on_delivery)

@@ -28,10 +28,13 @@ class FakeHistory:
         self.gone: list[str] = []
         #: workflow ids whose tasks are handed out at once
         self.hands_out: set[str] = set()
+        self.breaks_at: set[str] = set()
         self.handed_out: list[tuple[str, Callable[[bool], None]]] = []
         self._changed = asyncio.Event()
 
     def hand_out_task(self, task: Task, request_id: str, poll: bytes, settled: Callable[[bool], None]) -> bytes | None:
+        if task.workflow_id in self.breaks_at:
+            raise OSError("the shard's store cannot be read")
         if task.workflow_id not in self.hands_out:
             return None
         self.handed_out.append((task.workflow_id, settled))

@@ -138,6 +138,36 @@ async def test_a_task_that_history_does_not_know_is_dropped_and_the_poll_waits_o
 
 
 @over
+async def test_a_task_that_is_handed_out_is_kept_until_its_start_is_known(
+    service: MatchingService, history: FakeHistory
+) -> None:
+    history.hands_out.add("w1")
+    service.offer(workflow("w1"))
+    assert token_of(await polling(service)) == "w1"
+    again = polling(service)
+    await parked(service)
+    service.offer(workflow("w1"))  # its record comes, or comes again
+    ((_, settled),) = history.handed_out
+    settled(False)  # the shard is given up: nobody knows of the start
+    assert token_of(await again) == "w1"
+    history.handed_out[1][1](True)
+    service.offer(workflow("w1"))
+    service.offer(workflow("w2"))
+    assert token_of(await polling(service)) == "w2"
+    assert history.starts == [("w2", "m-3")]
+
+
+@over
+async def test_a_task_whose_hand_out_breaks_is_started_through_the_log(
+    service: MatchingService, history: FakeHistory
+) -> None:
+    history.breaks_at.add("w1")
+    service.offer(workflow("w1"))
+    assert token_of(await polling(service)) == "w1"
+    assert history.starts == [("w1", "m-1")]
+
+
+@over
 async def test_a_task_of_an_overloaded_shard_comes_again(service: MatchingService, history: FakeHistory) -> None:
     history.script["w"] += [EXHAUSTED, EXHAUSTED]
     service.offer(workflow("w"))

@@ -3,7 +3,7 @@
 Who has polled here gets the task at once. Its start is appended
 
     with the completion     as a part of its record: the usual case, some milliseconds later
-    before anything else    that this owner appends about the workflow, and before a read of it
+    before anything else    that this owner appends about the workflow; a read of it waits for the fold of the start
     after HELD_NS           when the worker takes its time
 
 and then as often as it takes until the log has said what became of it. A shard that is given up with tasks in workers'
@@ -19,6 +19,7 @@ from everfold.history.machine.decide.hand_out import Start
 from everfold.history.machine.step import Reply, RunKey
 from everfold.history.ports import Cancellable, ShardPorts
 from everfold.history.proposals import OnVerdict, Verdict, WorkflowKey
+from everfold.kernel.errors import Code
 from everfold.kernel.time import MILLISECOND_NS
 
 HELD_NS: Final = 100 * MILLISECOND_NS
@@ -38,10 +39,12 @@ class HeldTask:
     Attributes:
         start: body of the record that says so.
         token: the task token that the worker has.
+        appended: whether a record with the start was ever given to Kafka.
         asked: whether a record with the start alone is on its way.
+        behind: what waits until it is known what became of the start.
     """
 
-    __slots__ = ("asked", "run", "settled", "since_ns", "start", "token")
+    __slots__ = ("appended", "asked", "behind", "run", "settled", "since_ns", "start", "token")
 
     def __init__(self, run: RunKey, start: Start, token: bytes, settled: Settled, since_ns: int) -> None:
         self.run = run
@@ -49,7 +52,8 @@ class HeldTask:
         self.token = token
         self.settled = settled
         self.since_ns = since_ns
-        self.asked = False
+        self.appended = self.asked = False
+        self.behind: list[Callable[[], None]] = []
 
 
 class HandedOut:
@@ -83,29 +87,45 @@ class HandedOut:
     def of_completion(self, workflow: WorkflowKey, message: bytes) -> HeldTask | None:
         """The task that this RespondWorkflowTaskCompletedRequest completes."""
         held = self._held.get(workflow)
-        return held if held is not None and held.token in message else None
+        if held is None or held.token not in message:
+            return None
+        held.appended = True
+        return held
 
     def completed(self, held: HeldTask, verdict: Verdict) -> None:
         """What became of a completion that carried the start."""
         if self._is_held(held):
             if isinstance(verdict, Reply) and verdict.error is None:
-                self._drop(held)
+                self._drop(held, over=True)
             else:  # nothing of it was done, or nobody knows: the start must become known all the same
                 self._ask(held)
 
     def settle(self, workflow: WorkflowKey) -> None:
-        """Something else is about to happen to the workflow, or somebody reads it: the start comes first."""
+        """Something else is about to be appended about the workflow: the start goes first.
+
+        Records may overtake each other on the way: then the fold refuses the start.
+        """
         held = self._held.get(workflow)
         if held is not None:
             self._ask(held)
 
+    def when_settled(self, workflow: WorkflowKey, then: Callable[[], None]) -> bool:
+        """Call `then` when the log has said what became of the start, or the shard is given up. False: there is none to
+        wait for, and `then` is not called.
+        """
+        held = self._held.get(workflow)
+        if held is None:
+            return False
+        held.behind.append(then)
+        self._ask(held)
+        return True
+
     def take_back(self, workflow: WorkflowKey, request_id: str) -> bool:
         """The poller is gone. True when the start has not been appended: then it never will be."""
         held = self._held.get(workflow)
-        if held is None or held.asked or held.start["request_id"] != request_id:
+        if held is None or held.appended or held.start["request_id"] != request_id:
             return False
-        del self._held[workflow]
-        held.settled(False)
+        self._drop(held, over=False)
         return True
 
     def close(self) -> None:
@@ -113,20 +133,20 @@ class HandedOut:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        held_tasks = list(self._held.values())
-        self._held.clear()
-        for held in held_tasks:
-            held.settled(False)
+        for held in list(self._held.values()):
+            self._drop(held, over=False)
 
     def _ask(self, held: HeldTask) -> None:
         if held.asked:
             return
-        held.asked = True
+        held.asked = held.appended = True
 
         def verdict(result: Verdict) -> None:
             held.asked = False
             if isinstance(result, Reply) and self._is_held(held):
-                self._drop(held)  # started, or overtaken: then the fold has offered the task again, if it still waits
+                # Started, or overtaken: then the fold has offered the task again, if it still waits. Any other refusal
+                # (the run is quarantined) is for matching to meet again.
+                self._drop(held, over=result.error is None or result.error.code == Code.NOT_FOUND)
 
         self._append(held.run, held.start, verdict)
 
@@ -142,6 +162,8 @@ class HandedOut:
     def _is_held(self, held: HeldTask) -> bool:
         return self._held.get((held.run.namespace_id, held.run.workflow_id)) is held
 
-    def _drop(self, held: HeldTask) -> None:
+    def _drop(self, held: HeldTask, *, over: bool) -> None:
         del self._held[held.run.namespace_id, held.run.workflow_id]
-        held.settled(True)
+        held.settled(over)
+        for then in held.behind:
+            then()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from temporalio.api.common.v1 import message_pb2 as common_pb2
@@ -198,8 +199,8 @@ class HistoryService:
             "poll": poll,
             "task_id": task.task_id,
         }
-        reply = held.shard.hand_out(run, start, settled)
-        return None if reply is None else self._reads.response(held.shard.fold, "START_WORKFLOW_TASK", reply)
+        respond = partial(self._reads.response, held.shard.fold, "START_WORKFLOW_TASK")
+        return held.shard.hand_out(run, start, settled, respond)
 
     async def return_task(
         self,

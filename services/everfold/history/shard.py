@@ -58,6 +58,10 @@ OFFER_AGAIN_RETRY_NS: Final = SECOND_NS
 """Pause before OFFER_TASKS_AGAIN is appended again when its outcome is unknown."""
 
 
+_BEHIND_A_START: Final = frozenset({"FAIL_WORKFLOW_TASK", "RETURN_TASK"})
+"""Kinds that end a task which was handed out: nothing if they are folded before its start."""
+
+
 class HashMismatch(ShardLost):
     """The state hash that the log holds for an offset is not the one that this fold had there."""
 
@@ -387,6 +391,11 @@ class Shard:
             on_verdict(self._not_serving())
             return
         if len(self._handed_out):
+            if kind in _BEHIND_A_START and self._handed_out.when_settled(
+                (namespace_id, workflow_id),
+                lambda: self._append(kind, namespace_id, workflow_id, run_id, body, on_verdict, trace),
+            ):
+                return
             body, on_verdict = self._with_start(kind, (namespace_id, workflow_id), body, on_verdict)
         sequence = self._proposals.add(on_verdict, self._ports.now_ns(), (namespace_id, workflow_id))
         key, value = self.encode(kind, namespace_id, workflow_id, run_id, body, sequence, trace=trace)
@@ -421,8 +430,10 @@ class Shard:
     def _append_start(self, run: RunKey, start: dict[str, Any], on_verdict: OnVerdict) -> None:
         self._append("START_WORKFLOW_TASK", *run, start, on_verdict, None)
 
-    def hand_out(self, run: RunKey, start: dict[str, Any], settled: Settled) -> Reply | None:
-        """Start a workflow task for a poller of this process before the log has it: the reply, to be used at once.
+    def hand_out(
+        self, run: RunKey, start: dict[str, Any], settled: Settled, respond: Callable[[Reply], bytes]
+    ) -> bytes | None:
+        """Start a workflow task for a poller of this process before the log has it: the poll's response.
 
         None where it is not known what the start would look like, or nobody serves here: then it is to be proposed.
 
@@ -430,6 +441,7 @@ class Shard:
             run: whose task it is.
             start: body of the START_WORKFLOW_TASK record.
             settled: called once it is known what became of the start, or never will be.
+            respond: makes the response, from the rows as they are now.
         """
         workflow = (run.namespace_id, run.workflow_id)
         if (
@@ -444,8 +456,9 @@ class Shard:
         found = self.fold.hand_out(run, start, now_ns)
         if found is None:
             return None
+        response = respond(found.reply)
         self._handed_out.add(run, found.start, found.token, settled)
-        return found.reply
+        return response
 
     def take_back(self, workflow: WorkflowKey, request_id: str) -> bool:
         """A poller that was handed a task is gone. True when nothing of its start is, or will be, in the log."""
@@ -551,11 +564,22 @@ class Shard:
         if self.phase is not Phase.SERVING:
             done(self._not_serving())
             return _Nothing()
-        self._handed_out.settle(workflow)
         if len(self.barrier) >= self.limits.waiters_max:
             done(self.overloaded())
             return _Nothing()
-        return self.barrier.wait(self._proposals.last_sequence, done)
+        reading = _Reading()
+
+        def look() -> None:
+            if reading.cancelled:
+                return
+            if self.phase is not Phase.SERVING:
+                done(self._not_serving())
+            else:
+                reading.waiting = self.barrier.wait(self._proposals.last_sequence, done)
+
+        if not self._handed_out.when_settled(workflow, look):
+            look()
+        return reading
 
     def _ask_end(self, done: Callable[[int | None], None]) -> None:
         self._ports.request_end_offset(SHARD_LOG.name, self.shard, done)
@@ -626,6 +650,20 @@ class Shard:
         for hook in self.on_close:
             hook(status)
         self._settle()
+
+
+class _Reading:
+    """A read that waits: first for the start of a task that is handed out, if there is one, then at the barrier."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.waiting: Cancellable | None = None
+
+    def cancel(self) -> None:
+        """The reader is gone."""
+        self.cancelled = True
+        if self.waiting is not None:
+            self.waiting.cancel()
 
 
 class _Nothing:

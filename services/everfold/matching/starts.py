@@ -95,7 +95,7 @@ class Starter:
         parked.request_id = request_id = f"{self._instance}-{self._count}"
         parked.task = task = entry.task
         held = parked.held
-        response = self._history.hand_out_task(task, request_id, parked.message, partial(self._settled, held, entry))
+        response = self._at_once(held, entry, request_id, parked.message)
         if response is not None:
             _count_started(task, held.now_ns())
             return response
@@ -134,6 +134,13 @@ class Starter:
                 self._in_background(self._settle(held, entry, request_id, parked.message))
                 parked.task = None
                 raise
+
+    def _at_once(self, held: HeldPartition, entry: Entry, request_id: str, message: bytes) -> bytes | None:
+        try:
+            return self._history.hand_out_task(entry.task, request_id, message, partial(self._settled, held, entry))
+        except Exception as trouble:  # of the shard's store, above all: the task must not be lost with it
+            log.warning("task not handed out", task_queue=entry.task.task_queue, error=repr(trouble))
+            return None
 
     def _settled(self, held: HeldPartition, entry: Entry, over: bool) -> None:
         """What became of the start of a task that was handed out."""

@@ -7,6 +7,7 @@ there is no second model of them. A stored batch is a serialized `History`, so b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from google.protobuf.message import Message
@@ -108,6 +109,20 @@ def serialize(message: Message) -> bytes:
 def framed(event: bytes) -> bytes:
     """A serialized event as an element of `History.events` (field 1, length-delimited)."""
     return b"\x0a" + varint(len(event)) + event
+
+
+def frame_ends(events: bytes) -> Iterator[int]:
+    """Where each of the framed events ends."""
+    at = 0
+    while at < len(events):
+        at += 1
+        length = shift = 0
+        while (byte := events[at]) > 0x7F:
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            at += 1
+        at += 1 + (length | byte << shift)
+        yield at
 
 
 def varint(value: int) -> bytes:

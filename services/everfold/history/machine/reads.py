@@ -22,7 +22,7 @@ from everfold.history.machine import keys, responses
 from everfold.history.machine.context import NamespaceInfo
 from everfold.history.machine.decide.search_attributes import set_types
 from everfold.history.machine.durations import set_duration
-from everfold.history.machine.events import framed, parse_history, serialize, set_time, varint
+from everfold.history.machine.events import frame_ends, framed, parse_history, serialize, set_time, varint
 from everfold.history.machine.history_rows import batch_start, event_at
 from everfold.history.machine.history_tails import HistoryRow
 from everfold.history.machine.rejections import invalid, not_found, workflow_not_found
@@ -108,8 +108,9 @@ def _cut(batch: HistoryRow, first: int, batch_end: int, end: int) -> bytes:
     begins, row = batch
     if begins >= first and batch_end <= end:
         return row
-    kept = [event for event in parse_history(row).events if first <= event.event_id < end]
-    return b"".join(framed(serialize(event)) for event in kept)
+    ends = list(frame_ends(row))
+    kept = range(max(first - begins, 0), min(end - begins, len(ends)))
+    return row[ends[kept.start - 1] if kept.start else 0 : ends[kept.stop - 1]] if kept else b""
 
 
 def assemble(fold: ShardFold, reply: Reply) -> bytes:

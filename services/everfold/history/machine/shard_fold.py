@@ -471,7 +471,7 @@ class ShardFold:
     def hand_out(self, run: RunKey, start: Record, now_ns: int) -> HandOut | None:
         """How a workflow task would start at shard time `now_ns`; None where only the log can tell."""
         found = self.run_by_key(run)
-        return None if found is None else prepare(self.meta.limits, found, start, now_ns)
+        return None if found is None else prepare(self.meta.limits, found, start, now_ns, self.meta.applied_epoch)
 
     def take_writes(self) -> dict[bytes, bytes | None]:
         """Rows written since `written`, the meta row included. Empty when nothing was folded."""

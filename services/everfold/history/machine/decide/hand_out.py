@@ -47,18 +47,20 @@ class HandOut(NamedTuple):
     reply: Reply
 
 
-def prepare(limits: Limits, run: Run, start: Start, now_ns: int) -> HandOut | None:
+def prepare(limits: Limits, run: Run, start: Start, now_ns: int, epoch: int) -> HandOut | None:
     """How the task would start now; None where only the log can tell.
 
     That is: it is not the task that waits; it is a retry or for an update, whose events are not written; the poll comes
-    from another queue than the run's; or other workflows may send something at any moment, which this owner would not
-    see coming.
+    from another queue than the run's; or what this owner does not see coming may cross the start, since other workflows
+    are expected to send something, or something has come since the task was scheduled, maybe across an earlier start:
+    a start in the log is what gets such a run on.
 
     Args:
         limits: the settings in force.
         run: as folded.
         start: body of the START_WORKFLOW_TASK record that would start it; not changed.
         now_ns: shard time.
+        epoch: leader epoch of the last record folded.
     """
     task = run.workflow_task
     if (
@@ -69,6 +71,7 @@ def prepare(limits: Limits, run: Run, start: Start, now_ns: int) -> HandOut | No
         or not task.written
         or (task.scheduled_event_id, task.attempt, task.stamp)
         != (start["scheduled_event_id"], start["attempt"], start["stamp"])
+        or run.next_event_id != task.scheduled_event_id + 1
         or run.children
         or run.externals
         or any(update.stage == UpdateStage.ADMITTED for update in run.updates.values())
@@ -90,14 +93,15 @@ def prepare(limits: Limits, run: Run, start: Start, now_ns: int) -> HandOut | No
     response = responses.workflow_task_message(run, ahead)
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     reply = Reply(serialize(response), history=HistoryRange(key, first, run.next_event_id, (serialize(started),)))
-    handed_out = {"started_event_id": started.event_id, "started_at_ns": now_ns, "suggest": suggest}
+    handed_out = {"started_event_id": started.event_id, "started_at_ns": now_ns, "suggest": suggest, "epoch": epoch}
     return HandOut({**start, "handed_out": handed_out}, response.task_token, reply)
 
 
 def take_up(turn: Turn, start: Start) -> bool:
     """Records the start of a task that was handed out; False when the run is no longer as its worker saw it.
 
-    A start that is recorded already is no second one.
+    A start that is recorded already is no second one. One of another leader's time is refused: the worker may have seen
+    events that were lost with the log's tail, and whose ids others have now.
     """
     run = turn.run
     handed_out = start["handed_out"]
@@ -112,7 +116,12 @@ def take_up(turn: Turn, start: Start) -> bool:
     if task.started_event_id:
         return bool(task.request_id == start["request_id"])
     poll = ws.PollWorkflowTaskQueueRequest.FromString(start["poll"])
-    if task.stamp != start["stamp"] or run.next_event_id != handed_out["started_event_id"] or not _is_for(run, poll):
+    if (
+        task.stamp != start["stamp"]
+        or run.next_event_id != handed_out["started_event_id"]
+        or turn.ctx.epoch != handed_out["epoch"]
+        or not _is_for(run, poll)
+    ):
         return False
     turn.void_workflow_task(task)
     record_started(

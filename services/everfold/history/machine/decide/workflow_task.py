@@ -137,6 +137,7 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes, star
         start = None  # a late completion of an earlier task
     turn = Turn(ctx, run)
     if start is not None:
+        check_sequence(request.commands)  # before anything is changed
         take_up(turn, start)
     task = _matching_task(run, token)
     if task is None:
