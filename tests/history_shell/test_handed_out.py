@@ -31,13 +31,13 @@ class Worker:
         world.run_until(lambda: owner.offers)
         world.run(SECOND_NS)  # its task record is out
 
-    def take(self, *, sticky_of: str = "") -> ws.PollWorkflowTaskQueueResponse | None:
-        """The task that was offered last, at once."""
+    def ask(self, queue: str = "", kind: int = 1) -> tuple[RunKey, dict[str, Any]]:
+        """Whose task was offered last, and the body of its start."""
         offer = self.owner.offers[-1]
         poll = ws.PollWorkflowTaskQueueRequest(identity="worker")
-        poll.task_queue.name = sticky_of or offer.task_queue
-        poll.task_queue.kind = 2 if sticky_of else 1  # type: ignore[assignment]
-        body = {
+        poll.task_queue.name = queue or offer.task_queue
+        poll.task_queue.kind = kind  # type: ignore[assignment]
+        return RunKey(NAMESPACE_ID, offer.workflow_id, offer.run_id), {
             "scheduled_event_id": offer.scheduled_event_id,
             "attempt": offer.attempt,
             "stamp": offer.stamp,
@@ -45,28 +45,19 @@ class Worker:
             "poll": poll.SerializeToString(),
             "task_id": offer.task_id,
         }
-        run = RunKey(NAMESPACE_ID, offer.workflow_id, offer.run_id)
+
+    def take(self, *, sticky_of: str = "") -> ws.PollWorkflowTaskQueueResponse | None:
+        """The task that was offered last, at once."""
+        run, body = self.ask(sticky_of, 2) if sticky_of else self.ask()
         fold = self.owner.fold
         response = self.owner.shard.hand_out(run, body, self.settled.append, lambda reply: reads.assemble(fold, reply))
         return None if response is None else ws.PollWorkflowTaskQueueResponse.FromString(response)
 
     def start(self) -> ws.PollWorkflowTaskQueueResponse:
         """The task that was offered last, through the log."""
-        offer = self.owner.offers[-1]
-        poll = ws.PollWorkflowTaskQueueRequest(identity="worker")
-        poll.task_queue.name = offer.task_queue
-        body = {
-            "scheduled_event_id": offer.scheduled_event_id,
-            "attempt": offer.attempt,
-            "stamp": offer.stamp,
-            "request_id": REQUEST_ID,
-            "poll": poll.SerializeToString(),
-            "task_id": offer.task_id,
-        }
+        run, body = self.ask()
         verdicts: list[Reply | StatusError] = []
-        self.owner.shard.propose(
-            "START_WORKFLOW_TASK", NAMESPACE_ID, offer.workflow_id, offer.run_id, body, verdicts.append
-        )
+        self.owner.shard.propose("START_WORKFLOW_TASK", *run, body, verdicts.append)
         self.world.run_until(lambda: verdicts)
         assert isinstance(verdicts[0], Reply)
         return ws.PollWorkflowTaskQueueResponse.FromString(reads.assemble(self.owner.fold, verdicts[0]))

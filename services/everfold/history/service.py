@@ -156,14 +156,7 @@ class HistoryService:
             StatusError: NOT_FOUND: there is nothing to start, drop the task. UNAVAILABLE: try again with the same id.
         """
         held = await self._held(namespace_id, workflow_id, timeout)
-        body = {
-            "scheduled_event_id": scheduled_event_id,
-            "attempt": attempt,
-            "stamp": stamp,
-            "request_id": request_id,
-            "poll": poll,
-            "task_id": task_id,
-        }
+        body = _start(scheduled_event_id, attempt, stamp, task_id, request_id, poll)
         if type == "activity":
             return await self._propose(
                 held, "START_ACTIVITY_TASK", namespace_id, workflow_id, run_id, body, timeout, bounded=False
@@ -191,14 +184,7 @@ class HistoryService:
         run = RunKey(task.namespace_id, task.workflow_id, task.run_id)
         if held is None or held.queries.any_for(run):
             return None
-        start = {
-            "scheduled_event_id": task.scheduled_event_id,
-            "attempt": task.attempt,
-            "stamp": task.stamp,
-            "request_id": request_id,
-            "poll": poll,
-            "task_id": task.task_id,
-        }
+        start = _start(task.scheduled_event_id, task.attempt, task.stamp, task.task_id, request_id, poll)
         respond = partial(self._reads.response, held.shard.fold, "START_WORKFLOW_TASK")
         return held.shard.hand_out(run, start, settled, respond)
 
@@ -530,6 +516,20 @@ class HistoryService:
 def _set(future: asyncio.Future[T], value: T) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _start(
+    scheduled_event_id: int, attempt: int, stamp: int, task_id: str, request_id: str, poll: bytes
+) -> dict[str, Any]:
+    """Body of the record that starts a task."""
+    return {
+        "scheduled_event_id": scheduled_event_id,
+        "attempt": attempt,
+        "stamp": stamp,
+        "request_id": request_id,
+        "poll": poll,
+        "task_id": task_id,
+    }
 
 
 def _with_queries(held: HeldShard, run: RunKey, response: bytes) -> bytes:

@@ -39,11 +39,16 @@ def workflow_task(run: Run, task: WorkflowTask) -> Reply:
     assert run.workflow_task is not None
     task = run.workflow_task
     response = workflow_task_message(run, task)
-    first = run.last_completed_started_id + 1 if run.sticky_queue else 1
+    first = first_event_id(run)
     suffix = transient_suffix(run, task)
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     end = run.next_event_id if suffix else task.started_event_id + 1
     return Reply(serialize(response), history=HistoryRange(key, first, end, suffix))
+
+
+def first_event_id(run: Run) -> int:
+    """Where the history of a workflow task that is polled for begins."""
+    return run.last_completed_started_id + 1 if run.sticky_queue else 1
 
 
 def workflow_task_message(run: Run, task: WorkflowTask) -> ws.PollWorkflowTaskQueueResponse:

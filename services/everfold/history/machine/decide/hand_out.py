@@ -20,8 +20,9 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.machine import events, responses
 from everfold.history.machine.apply import start_task
 from everfold.history.machine.decide.task_start import fill_started, record_started, suggested_reasons
+from everfold.history.machine.decide.updates import has_admitted
 from everfold.history.machine.events import serialize, set_time
-from everfold.history.machine.state import Run, UpdateStage
+from everfold.history.machine.state import Run, WorkflowTask
 from everfold.history.machine.step import HistoryRange, Reply, RunKey
 from everfold.history.machine.turn import Turn
 from everfold.kernel.limits import Limits
@@ -62,22 +63,18 @@ def prepare(limits: Limits, run: Run, start: Start, now_ns: int, epoch: int) -> 
         now_ns: shard time.
         epoch: leader epoch of the last record folded.
     """
-    task = run.workflow_task
+    task = waiting_task(run, start)
     if (
-        not run.running
+        task is None
         or run.quarantined
-        or task is None
-        or task.started_event_id
         or not task.written
-        or (task.scheduled_event_id, task.attempt, task.stamp)
-        != (start["scheduled_event_id"], start["attempt"], start["stamp"])
         or run.next_event_id != task.scheduled_event_id + 1
         or run.children
         or run.externals
-        or any(update.stage == UpdateStage.ADMITTED for update in run.updates.values())
+        or has_admitted(run)
     ):
         return None
-    first = run.last_completed_started_id + 1 if run.sticky_queue else 1
+    first = responses.first_event_id(run)
     if run.next_event_id - first > responses.HISTORY_PAGE_EVENTS:
         return None
     poll = ws.PollWorkflowTaskQueueRequest.FromString(start["poll"])
@@ -135,6 +132,15 @@ def take_up(turn: Turn, start: Start) -> bool:
     )
     task.suggest_continue_as_new = handed_out["suggest"]
     return True
+
+
+def waiting_task(run: Run, start: Start) -> WorkflowTask | None:
+    """The workflow task that the start means, if nobody has started it."""
+    task = run.workflow_task
+    if not run.running or task is None or task.started_event_id:
+        return None
+    meant = (start["scheduled_event_id"], start["attempt"], start["stamp"])
+    return task if (task.scheduled_event_id, task.attempt, task.stamp) == meant else None
 
 
 def is_of(start: Start, token: WorkflowTaskToken) -> bool:

@@ -19,7 +19,7 @@ from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.commands import check_sequence, handle_commands
 from everfold.history.machine.decide.failures import CommandFailed, Completion
-from everfold.history.machine.decide.hand_out import Start, is_of, take_up
+from everfold.history.machine.decide.hand_out import Start, is_of, take_up, waiting_task
 from everfold.history.machine.decide.offer_again import offer_afresh
 from everfold.history.machine.decide.schedule import (
     record_scheduled,
@@ -100,15 +100,8 @@ def decide_start_handed_out(ctx: StepContext, run: Run | None, start: Start) -> 
         ctx.step.ignored = True
         return Reply()
     if not take_up(turn, start):
-        task = run.workflow_task
-        waits = (
-            run.running
-            and task is not None
-            and not task.started_event_id
-            and (task.scheduled_event_id, task.attempt, task.stamp)
-            == (start["scheduled_event_id"], start["attempt"], start["stamp"])
-        )
-        if task is None or not waits:
+        task = waiting_task(run, start)
+        if task is None:
             raise workflow_task_not_found()
         offer_afresh(turn, task)
     turn.finish()
