@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ class Worker:
         return [int(event.event_type) for event in self.events()]
 
 
-SCHEDULED, STARTED, COMPLETED, TIMED_OUT, FAILED, SIGNALED = 5, 6, 7, 8, 9, 26
+SCHEDULED, STARTED, COMPLETED, FAILED, CANCEL_REQUESTED, SIGNALED = 5, 6, 7, 9, 20, 26
 
 
 @pytest.fixture
@@ -139,13 +140,55 @@ def test_the_start_of_a_slow_worker_is_appended_alone(worker: Worker) -> None:
     assert isinstance(worker.complete(task), Reply)
 
 
-def test_a_signal_that_comes_meanwhile_waits_behind_the_task(worker: Worker) -> None:
+def test_a_signal_that_comes_meanwhile_brings_the_start_along_and_waits_behind_the_task(worker: Worker) -> None:
     task = worker.must_take()
     worker.owner.propose("SIGNAL_WORKFLOW", signal())
     worker.world.run(10 * MILLISECOND_NS)
-    assert worker.kinds() == ["START_WORKFLOW", "START_WORKFLOW_TASK", "SIGNAL_WORKFLOW"]
+    assert worker.kinds() == ["START_WORKFLOW", "SIGNAL_WORKFLOW"]
+    assert worker.settled == [True]
+    assert worker.types() == [1, SCHEDULED, STARTED]
     assert isinstance(worker.complete(task), Reply)
     assert worker.types() == [1, SCHEDULED, STARTED, COMPLETED, SIGNALED, SCHEDULED]
+
+
+def test_of_two_records_that_come_meanwhile_either_may_be_the_first_in_the_log(worker: Worker) -> None:
+    task = worker.must_take()
+    worker.world.held_up = ["SIGNAL_WORKFLOW"]
+    worker.owner.propose("SIGNAL_WORKFLOW", signal())
+    cancel = ws.RequestCancelWorkflowExecutionRequest(workflow_execution={"workflow_id": "w"})
+    worker.owner.propose("REQUEST_CANCEL_WORKFLOW", cancel.SerializeToString())
+    worker.world.run(100 * MILLISECOND_NS)
+    assert worker.kinds() == ["START_WORKFLOW", "REQUEST_CANCEL_WORKFLOW", "SIGNAL_WORKFLOW"]
+    assert worker.types() == [1, SCHEDULED, STARTED]
+    assert isinstance(worker.complete(task), Reply)
+    assert worker.types() == [1, SCHEDULED, STARTED, COMPLETED, CANCEL_REQUESTED, SIGNALED, SCHEDULED]
+
+
+def test_what_is_refused_brings_no_start(worker: Worker) -> None:
+    task = worker.must_take()
+    other = ws.SignalWorkflowExecutionRequest(workflow_execution={"workflow_id": "w", "run_id": str(uuid.UUID(int=7))})
+    verdicts = worker.owner.propose("SIGNAL_WORKFLOW", other.SerializeToString())
+    worker.world.run(2 * MILLISECOND_NS)
+    assert [verdict.error.code for verdict in verdicts if isinstance(verdict, Reply) and verdict.error] == [
+        Code.NOT_FOUND
+    ]
+    assert worker.types() == [1, SCHEDULED]
+    worker.world.run(2 * MILLISECOND_NS)
+    assert worker.kinds() == ["START_WORKFLOW", "SIGNAL_WORKFLOW", "START_WORKFLOW_TASK"]
+    assert worker.types() == [1, SCHEDULED, STARTED]
+    assert isinstance(worker.complete(task), Reply)
+
+
+def test_a_late_completion_of_an_earlier_task_brings_the_start_of_the_present_one(worker: Worker) -> None:
+    first = worker.must_take()
+    worker.complete(first)
+    worker.owner.propose("SIGNAL_WORKFLOW", signal())
+    worker.world.run(10 * MILLISECOND_NS)
+    second = worker.must_take()
+    worker.complete(first, commands=[{"command_type": 5}])  # another one than before: no repetition
+    worker.world.run(10 * MILLISECOND_NS)
+    assert isinstance(worker.complete(second), Reply)
+    assert worker.types() == [1, SCHEDULED, STARTED, COMPLETED, SIGNALED, SCHEDULED, STARTED, COMPLETED]
 
 
 def test_a_read_sees_the_task_started(worker: Worker) -> None:
@@ -194,9 +237,8 @@ def test_a_retry_is_not_handed_out(worker: Worker) -> None:
     assert worker.take() is None
 
 
-def test_a_failure_of_the_task_is_folded_behind_its_start(worker: Worker) -> None:
+def test_a_failure_of_the_task_brings_the_start_along(worker: Worker) -> None:
     task = worker.must_take()
-    worker.world.held_up = ["START_WORKFLOW_TASK"]
     failed = ws.RespondWorkflowTaskFailedRequest(task_token=task.task_token, identity="worker")
     verdicts = worker.owner.propose(
         "FAIL_WORKFLOW_TASK", failed.SerializeToString(), run_id=task.workflow_execution.run_id

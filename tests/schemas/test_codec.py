@@ -22,6 +22,7 @@ FIRE_TIMER: dict[str, Any] = {
     "trace": {},
     "facts": {},
     "body": {"due_at_ns": 5},
+    "start": None,
 }
 
 

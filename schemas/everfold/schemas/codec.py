@@ -33,7 +33,6 @@ _BODY: Final = {
     "FIRE_TIMER": "FireTimer",
     "START_WORKFLOW_TASK": "StartTask",
     "START_ACTIVITY_TASK": "StartTask",
-    "COMPLETE_WORKFLOW_TASK": "CompleteTask",
     "STICKY_WORKER_GONE": "StickyWorkerGone",
     "RETURN_TASK": "ReturnTask",
     "CROSS_RUN": "CrossRun",

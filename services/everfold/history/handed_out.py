@@ -2,9 +2,11 @@
 
 Who has polled here gets the task at once. Its start is appended
 
-    with the completion     as a part of its record: the usual case, some milliseconds later
-    before anything else    that this owner appends about the workflow; a read of it waits for the fold of the start
-    after HELD_NS           when the worker takes its time
+    with the next record    that this owner appends about the workflow, as a part of it: as a rule the completion, some
+                            milliseconds later. Proposals keep no order among themselves, so each one that is appended
+                            until one of them is folded has the start in it
+    when it is read         alone: the read waits for the fold of the start
+    after HELD_NS           alone, when the worker takes its time
 
 and then as often as it takes until the log has said what became of it. A shard that is given up with tasks in workers'
 hands knows nothing of them any more: matching, which keeps them until it hears of the start, queues them again.
@@ -38,18 +40,16 @@ class HeldTask:
 
     Attributes:
         start: body of the record that says so.
-        token: the task token that the worker has.
         appended: whether a record with the start was ever given to Kafka.
         asked: whether a record with the start alone is on its way.
         behind: what waits until it is known what became of the start.
     """
 
-    __slots__ = ("appended", "asked", "behind", "run", "settled", "since_ns", "start", "token")
+    __slots__ = ("appended", "asked", "behind", "run", "settled", "since_ns", "start")
 
-    def __init__(self, run: RunKey, start: Start, token: bytes, settled: Settled, since_ns: int) -> None:
+    def __init__(self, run: RunKey, start: Start, settled: Settled, since_ns: int) -> None:
         self.run = run
         self.start = start
-        self.token = token
         self.settled = settled
         self.since_ns = since_ns
         self.appended = self.asked = False
@@ -78,36 +78,29 @@ class HandedOut:
         """Whether a task of this workflow may be handed out."""
         return not self._closed and workflow not in self._held and len(self._held) < HELD_MAX
 
-    def add(self, run: RunKey, start: Start, token: bytes, settled: Settled) -> None:
+    def add(self, run: RunKey, start: Start, settled: Settled) -> None:
         """The task is given to its worker now."""
-        self._held[run.namespace_id, run.workflow_id] = HeldTask(run, start, token, settled, self._ports.boottime_ns())
+        self._held[run.namespace_id, run.workflow_id] = HeldTask(run, start, settled, self._ports.boottime_ns())
         if self._timer is None:
             self._timer = self._ports.call_later(HELD_NS, self._look)
 
-    def of_completion(self, workflow: WorkflowKey, message: bytes) -> HeldTask | None:
-        """The task that this RespondWorkflowTaskCompletedRequest completes."""
-        held = self._held.get(workflow)
-        if held is None or held.token not in message:
-            return None
+    def of(self, workflow: WorkflowKey) -> HeldTask | None:
+        """The workflow's task, if a worker has it."""
+        return self._held.get(workflow)
+
+    def carried_by(self, held: HeldTask, on_verdict: OnVerdict) -> OnVerdict:
+        """A record about the workflow is about to be appended with the start in it: what to call with its verdict."""
         held.appended = True
-        return held
 
-    def completed(self, held: HeldTask, verdict: Verdict) -> None:
-        """What became of a completion that carried the start."""
-        if self._is_held(held):
-            if isinstance(verdict, Reply) and verdict.error is None:
-                self._drop(held, over=True)
-            else:  # nothing of it was done, or nobody knows: the start must become known all the same
-                self._ask(held)
+        def verdict(result: Verdict) -> None:
+            if self._is_held(held):
+                if isinstance(result, Reply) and result.error is None:
+                    self._drop(held, over=True)
+                else:  # nothing of it was done, or nobody knows: the start must become known all the same
+                    self._ask(held)
+            on_verdict(result)
 
-    def settle(self, workflow: WorkflowKey) -> None:
-        """Something else is about to be appended about the workflow: the start goes first.
-
-        Records may overtake each other on the way: then the fold refuses the start.
-        """
-        held = self._held.get(workflow)
-        if held is not None:
-            self._ask(held)
+        return verdict
 
     def when_settled(self, workflow: WorkflowKey, then: Callable[[], None]) -> bool:
         """Call `then` when the log has said what became of the start, or the shard is given up. False: there is none to

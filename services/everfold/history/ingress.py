@@ -331,10 +331,18 @@ class Ingress:
         epoch, offset = self._last
         origin = Origin("COMMANDS", shard, record.epoch, record.offset, 0)
         predecessor = Origin("COMMANDS", shard, epoch, offset, 0) if offset >= 0 else None
-        self._shard.settle_start((namespace_id, workflow_id))
         # Sequence 0: nobody waits for it, and it releases no reader.
         key, value = self._shard.encode(
-            kind, namespace_id, workflow_id, run_id, body, 0, origin=origin, predecessor=predecessor, trace=trace
+            kind,
+            namespace_id,
+            workflow_id,
+            run_id,
+            body,
+            0,
+            start=self._shard.start_handed_out((namespace_id, workflow_id)),
+            origin=origin,
+            predecessor=predecessor,
+            trace=trace,
         )
         self._last = (record.epoch, record.offset)
         self._in_flight.append(self._last)

@@ -58,10 +58,6 @@ OFFER_AGAIN_RETRY_NS: Final = SECOND_NS
 """Pause before OFFER_TASKS_AGAIN is appended again when its outcome is unknown."""
 
 
-_BEHIND_A_START: Final = frozenset({"FAIL_WORKFLOW_TASK", "RETURN_TASK"})
-"""Kinds that end a task which was handed out: nothing if they are folded before its start."""
-
-
 class HashMismatch(ShardLost):
     """The state hash that the log holds for an offset is not the one that this fold had there."""
 
@@ -390,15 +386,13 @@ class Shard:
         if self.phase is Phase.CLOSED:
             on_verdict(self._not_serving())
             return
-        if len(self._handed_out):
-            if kind in _BEHIND_A_START and self._handed_out.when_settled(
-                (namespace_id, workflow_id),
-                lambda: self._append(kind, namespace_id, workflow_id, run_id, body, on_verdict, trace),
-            ):
-                return
-            body, on_verdict = self._with_start(kind, (namespace_id, workflow_id), body, on_verdict)
-        sequence = self._proposals.add(on_verdict, self._ports.now_ns(), (namespace_id, workflow_id))
-        key, value = self.encode(kind, namespace_id, workflow_id, run_id, body, sequence, trace=trace)
+        workflow = (namespace_id, workflow_id)
+        start = None
+        held = self._handed_out.of(workflow)
+        if held is not None and body is not held.start:
+            start, on_verdict = held.start, self._handed_out.carried_by(held, on_verdict)
+        sequence = self._proposals.add(on_verdict, self._ports.now_ns(), workflow)
+        key, value = self.encode(kind, namespace_id, workflow_id, run_id, body, sequence, start=start, trace=trace)
 
         def delivered(error: BaseException | None, _offset: int) -> None:
             if error is not None:
@@ -409,23 +403,6 @@ class Shard:
         except ProducerFull:
             self._proposals.withdraw(sequence)
             on_verdict(self.overloaded())
-
-    def _with_start(
-        self, kind: str, workflow: WorkflowKey, body: dict[str, Any], on_verdict: OnVerdict
-    ) -> tuple[dict[str, Any], OnVerdict]:
-        """What is about to be appended, with the start of the workflow's task that is handed out in it or before it."""
-        if kind != "COMPLETE_WORKFLOW_TASK":
-            self._handed_out.settle(workflow)
-            return body, on_verdict
-        held = self._handed_out.of_completion(workflow, body["message"])
-        if held is None:
-            return body, on_verdict
-
-        def verdict(result: Verdict) -> None:
-            self._handed_out.completed(held, result)
-            on_verdict(result)
-
-        return {**body, "start": held.start}, verdict
 
     def _append_start(self, run: RunKey, start: dict[str, Any], on_verdict: OnVerdict) -> None:
         self._append("START_WORKFLOW_TASK", *run, start, on_verdict, None)
@@ -457,16 +434,22 @@ class Shard:
         if found is None:
             return None
         response = respond(found.reply)
-        self._handed_out.add(run, found.start, found.token, settled)
+        self._handed_out.add(run, found.start, settled)
         return response
 
     def take_back(self, workflow: WorkflowKey, request_id: str) -> bool:
         """A poller that was handed a task is gone. True when nothing of its start is, or will be, in the log."""
         return self._handed_out.take_back(workflow, request_id)
 
-    def settle_start(self, workflow: WorkflowKey) -> None:
-        """Append the start of the workflow's task that is handed out, if there is one: something else comes next."""
-        self._handed_out.settle(workflow)
+    def start_handed_out(self, workflow: WorkflowKey) -> dict[str, Any] | None:
+        """The start of the workflow's task that is handed out, for a record about the workflow that goes to the log
+        another way than `propose`.
+        """
+        held = self._handed_out.of(workflow)
+        if held is None:
+            return None
+        held.appended = True
+        return held.start
 
     def encode(
         self,
@@ -477,11 +460,12 @@ class Shard:
         body: dict[str, Any],
         sequence: int,
         *,
+        start: dict[str, Any] | None = None,
         origin: Origin | None = None,
         predecessor: Origin | None = None,
         trace: dict[str, str] | None = None,
     ) -> tuple[bytes, bytes]:
-        """Key and value of a shard record of this owner."""
+        """Key and value of a shard record of this owner. `start`: of the workflow's task that is handed out."""
         value = encode_shard_record(
             {
                 "kind": kind,
@@ -498,6 +482,7 @@ class Shard:
                 "trace": trace or {},
                 "facts": zone_facts(body.get("message"), self._ports.now_ns()),
                 "body": body,
+                "start": start,
             }
         )
         if not workflow_id:

@@ -222,7 +222,11 @@ class ShardFold:
 
     def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
         by_run = _BY_RUN.get(kind)
-        payload = body["body"]
+        payload, start = body["body"], body["start"]
+        if kind == "COMPLETE_WORKFLOW_TASK":
+            return workflow_task.decide_complete_task(ctx, self._run_of(ctx, body), payload["message"], start)
+        if start is not None:
+            workflow_task.begin_handed_out(ctx, body["namespace_id"], body["workflow_id"], start)
         if by_run is not None:
             return by_run(ctx, self._run_of(ctx, body), payload)
         if kind == "CROSS_RUN":
@@ -640,9 +644,6 @@ _BY_RUN: Final[dict[str, ByRun]] = {
         ctx, run, body["scheduled_event_id"], body["stamp"]
     ),
     "RESET_STICKY": lambda ctx, run, body: workflow_task.decide_reset_sticky(ctx, run),
-    "COMPLETE_WORKFLOW_TASK": lambda ctx, run, body: workflow_task.decide_complete_task(
-        ctx, run, body["message"], body["start"]
-    ),
     "FAIL_WORKFLOW_TASK": _message(workflow_task.decide_fail_task),
     "COMPLETE_ACTIVITY": _message(activity.decide_complete_activity),
     "FAIL_ACTIVITY": _message(activity.decide_fail_activity),

@@ -2,7 +2,7 @@
 
 A workflow task is a computation without effects: what its worker decides counts when the completion is folded, and not
 before. So the worker may have the task as soon as the owner of the shard knows what its start will look like, and the
-start goes into the log within the completion, or alone when something else happens to the run, or after a moment
+start goes into the log with the next record about the workflow, as a rule the completion, or alone after a moment
 (`everfold.history.handed_out`). What the worker was told must become true exactly: the id of WorkflowTaskStarted says
 which events the worker has seen, its time is the workflow's time. If the run has moved on meanwhile, the start is
 refused and the task offered again (docs/decisions/0016).
@@ -39,12 +39,10 @@ class HandOut(NamedTuple):
 
     Attributes:
         start: the body of the record that is to say so.
-        token: the task token in the response.
         reply: the poll's response.
     """
 
     start: Start
-    token: bytes
     reply: Reply
 
 
@@ -90,8 +88,14 @@ def prepare(limits: Limits, run: Run, start: Start, now_ns: int, epoch: int) -> 
     response = responses.workflow_task_message(run, ahead)
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     reply = Reply(serialize(response), history=HistoryRange(key, first, run.next_event_id, (serialize(started),)))
-    handed_out = {"started_event_id": started.event_id, "started_at_ns": now_ns, "suggest": suggest, "epoch": epoch}
-    return HandOut({**start, "handed_out": handed_out}, response.task_token, reply)
+    handed_out = {
+        "run_id": run.run_id,
+        "started_event_id": started.event_id,
+        "started_at_ns": now_ns,
+        "suggest": suggest,
+        "epoch": epoch,
+    }
+    return HandOut({**start, "handed_out": handed_out}, reply)
 
 
 def take_up(turn: Turn, start: Start) -> bool:
@@ -146,11 +150,12 @@ def waiting_task(run: Run, start: Start) -> WorkflowTask | None:
 def is_of(start: Start, token: WorkflowTaskToken) -> bool:
     """Whether the token is that of the task that was handed out so."""
     handed_out = start["handed_out"]
-    return (start["scheduled_event_id"], start["attempt"], handed_out["started_event_id"]) == (
+    told = (handed_out["run_id"], handed_out["started_event_id"], handed_out["started_at_ns"])
+    task = (start["scheduled_event_id"], start["attempt"])
+    return told == (token.run_id, token.started_event_id, token.started_at_ns) and task == (
         token.scheduled_event_id,
         token.attempt,
-        token.started_event_id,
-    ) and token.started_at_ns == handed_out["started_at_ns"]
+    )
 
 
 def _is_for(run: Run, poll: ws.PollWorkflowTaskQueueRequest) -> bool:

@@ -88,23 +88,32 @@ def decide_start_task(
     return responses.workflow_task(run, task)
 
 
-def decide_start_handed_out(ctx: StepContext, run: Run | None, start: Start) -> Reply:
-    """A worker has the task already. If the run has moved on since, the task is offered again; nobody reads the
-    answer.
+def begin_handed_out(ctx: StepContext, namespace_id: str, workflow_id: str, start: Start) -> bool:
+    """Start a task that a worker has already. If its run has moved on since, the task is offered again.
+
+    False: it is not that task's turn any more.
     """
-    if run is None:
-        raise workflow_task_not_found()
+    namespace = ctx.namespace(namespace_id)
+    run = namespace and ctx.find(namespace_id, namespace.name, workflow_id, start["handed_out"]["run_id"])
+    if not run:
+        return False
+    task = run.workflow_task
+    if task is not None and task.started_event_id and task.request_id == start["request_id"]:
+        return True
     turn = Turn(ctx, run)
-    before = run.workflow_task
-    if before is not None and before.started_event_id and before.request_id == start["request_id"]:
-        ctx.step.ignored = True
-        return Reply()
     if not take_up(turn, start):
         task = waiting_task(run, start)
         if task is None:
-            raise workflow_task_not_found()
+            return False
         offer_afresh(turn, task)
     turn.finish()
+    return True
+
+
+def decide_start_handed_out(ctx: StepContext, run: Run | None, start: Start) -> Reply:
+    """A worker has the task already, and nothing else came of the workflow in a while. Nobody reads the answer."""
+    if run is None or not begin_handed_out(ctx, run.namespace_id, run.workflow_id, start):
+        raise workflow_task_not_found()
     return Reply()
 
 
@@ -118,16 +127,17 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes, star
         ctx: the step.
         run: the run that the token names.
         message: the request.
-        start: of the task, if it was handed out and its start may not be in the log yet. It becomes part of what is
-            done or not done.
+        start: of the workflow's task, if that was handed out and its start may not be in the log yet. It becomes part
+            of what is done or not done.
     """
     request = ws.RespondWorkflowTaskCompletedRequest.FromString(message)
     token = _token(request.task_token)
     if run is None:
         raise workflow_not_found(token.workflow_id)
     digest = hashlib.blake2b(message, digest_size=8).digest()
-    if start is not None and not is_of(start, token):
-        start = None  # a late completion of an earlier task
+    if start is not None and not is_of(start, token):  # a late completion of an earlier task
+        begin_handed_out(ctx, run.namespace_id, run.workflow_id, start)
+        start = None
     turn = Turn(ctx, run)
     if start is not None:
         check_sequence(request.commands)  # before anything is changed
