@@ -1,8 +1,8 @@
 """The native gateway: HTTP/2 and gRPC framing in Rust, outside the GIL; Python sees batches of finished requests.
 
-Threads: one thread of ours blocks in `recv_batch_details` and hands each batch to the loop with a single
-`call_soon_threadsafe`; everything else (`respond`, `fail`, the table of open calls) happens on the loop. The library's
-own I/O threads never run Python.
+Threads: one thread of ours blocks in `recv_batch_details` while nothing happens; while something does, the loop takes
+the batches itself (`runtime/handover.py`). Everything else (`respond`, `fail`, the table of open calls) happens on the
+loop. The library's own I/O threads never run Python.
 
 A call is open while its id is in `_calls`. Whoever takes the id out answers it, so that a cancellation by the client
 and the end of the handler cannot both do so.
@@ -15,6 +15,7 @@ import logging
 import socket
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
@@ -29,6 +30,7 @@ from everfold.frontend.gateway import (
 )
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime.handover import Handover
 from everfold.runtime.scheduling import starting_threads_that_give_way
 
 _log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class NativeGateway:
         self._stopping = False
         self._front: NativeGrpcFront | None = None
         self._receiver: threading.Thread | None = None
+        self._handover: Handover | None = None
 
     @property
     def port(self) -> int:
@@ -107,13 +110,16 @@ class NativeGateway:
         except (RuntimeError, ValueError) as error:
             raise OSError(f"cannot serve gRPC on {host}:{self._asked_port}: {error}") from error
         self._front = front
-        self._receiver = threading.Thread(target=self._receive, args=(front, loop), name="grpc-receive", daemon=True)
+        self._handover = handover = Handover(loop, self._look)
+        self._receiver = threading.Thread(
+            target=self._receive, args=(front, handover), name="grpc-receive", daemon=True
+        )
         self._receiver.start()
 
     async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
         """Takes no new calls, cancels long polls, lets the others finish for `grace` seconds, then closes."""
-        front, receiver = self._front, self._receiver
-        if front is None or receiver is None or self._stopping:
+        front, receiver, handover = self._front, self._receiver, self._handover
+        if front is None or receiver is None or handover is None or self._stopping:
             return
         self._stopping = True
         for task, long_poll in list(self._calls.values()):
@@ -128,10 +134,11 @@ class NativeGateway:
                 await asyncio.wait(late, timeout=grace)
         if tasks:
             await asyncio.sleep(_FLUSH_SECONDS)
+        handover.take_back()
         await asyncio.to_thread(front.close)
         await asyncio.to_thread(receiver.join)
 
-    def _receive(self, front: NativeGrpcFront, loop: asyncio.AbstractEventLoop) -> None:
+    def _receive(self, front: NativeGrpcFront, handover: Handover) -> None:
         """The receiving thread: ends when the front is closed."""
         while True:
             events = front.recv_batch_details(_BATCH_MAX)
@@ -140,10 +147,19 @@ class NativeGateway:
             if not events:
                 continue
             try:
-                loop.call_soon_threadsafe(self._on_events, events)
+                handover.give(partial(self._on_events, events))
             except RuntimeError:
                 # The loop was closed without `stop`: nobody is left to answer.
                 return
+
+    def _look(self) -> bool:
+        front = self._front
+        assert front is not None
+        events = front.recv_batch_details(_BATCH_MAX, 0)
+        if not events:
+            return False
+        self._on_events(events)
+        return True
 
     def _on_events(self, events: list[_Event]) -> None:
         front = self._front

@@ -1,13 +1,13 @@
 """Reading assigned partitions from given positions, in a thread, a batch at a time.
 
-The thread waits in `poll` for a first record, drains what else is there with `consume(n, 0)`, and hands the whole batch
-to the loop with one `call_soon_threadsafe`. While the loop is busy further records collect in librdkafka's queue and
-come as one larger batch, so batches grow with load by themselves. At most `BATCHES_AHEAD` batches wait for the loop;
-then the thread stops taking, librdkafka's queue fills to its bound, and fetching pauses.
+A thread waits in `poll` for a first record, drains what else is there with `consume(n, 0)`, and hands the batch to the
+loop, which takes the next ones itself as long as they come quickly (`runtime/handover.py`). While the loop is busy
+further records collect in librdkafka's queue and come as one larger batch, so batches grow with load by themselves; at
+its bound fetching pauses.
 
-Positions are the caller's: nothing is committed, there is no group. Orders (assign, unassign, pause, resume) travel to
-the thread and carry a number; a batch carries the number of the last order that was carried out before it was read, so
-that no record of an earlier assignment is delivered after a later one of the same partition.
+Positions are the caller's: nothing is committed, there is no group. Orders (assign, unassign, pause, resume) can block,
+so they travel to the thread. They carry a number; a batch goes with the number of the last order that was carried out
+before it was read, so that no record of an earlier assignment is delivered after a later one of the same partition.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from everfold.runtime.handover import Handover
 from everfold.runtime.kafka.settings import MESSAGE_BYTES_MAX, KafkaSettings
 from everfold.runtime.scheduling import starting_threads_that_give_way
 
 BATCH_RECORDS_MAX: Final = 1000
 """One batch is one WriteBatch and one turn of the loop: some tens of milliseconds of folding at this size."""
-
-BATCHES_AHEAD: Final = 2
-"""One being handled, one waiting; more only adds delay to orders and memory."""
 
 QUEUE_KBYTES_MAX: Final = 16 * 1024
 """What librdkafka may hold fetched but not taken: twice the largest record."""
@@ -120,10 +119,13 @@ class LogConsumer:
         self._number = 0
         #: (topic, partition) -> number of the order that assigned it
         self._assigned: dict[tuple[str, int], int] = {}
-        self._room = threading.Semaphore(BATCHES_AHEAD)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._handover: Handover | None = None
+        self._consumer: Consumer | None = None
+        #: number of the last order that was carried out; set by the thread, read by whoever takes a batch
+        self._done = 0
 
     @property
     def assigned(self) -> set[tuple[str, int]]:
@@ -133,15 +135,20 @@ class LogConsumer:
     async def start(self) -> None:
         """Starts the thread."""
         self._loop = asyncio.get_running_loop()
+        self._handover = handover = Handover(self._loop, self._look)
         with starting_threads_that_give_way():
-            consumer = Consumer(self._config)
-        self._thread = threading.Thread(target=self._run, args=(consumer,), name=f"kafka-{self._name}", daemon=True)
+            self._consumer = consumer = Consumer(self._config)
+        self._thread = threading.Thread(
+            target=self._run, args=(consumer, handover), name=f"kafka-{self._name}", daemon=True
+        )
         self._thread.start()
 
     async def stop(self) -> None:
         """Ends the thread and closes the connection. No callback comes after it."""
         self._assigned.clear()
         self._closing.set()
+        if self._handover is not None:
+            self._handover.take_back()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
             self._thread = None
@@ -169,7 +176,7 @@ class LogConsumer:
             self._order("unassign", TopicPartition(topic, partition))
 
     def pause(self, topic: str, partition: int) -> None:
-        """Stops reading for a while. Batches that were read before may still come, up to `BATCHES_AHEAD`."""
+        """Stops reading for a while. A batch that was read before may still come."""
         if (topic, partition) in self._assigned:
             self._order("pause", TopicPartition(topic, partition))
 
@@ -181,32 +188,44 @@ class LogConsumer:
     def _order(self, action: str, partition: TopicPartition) -> int:
         self._number += 1
         self._orders.append(_Order(self._number, action, partition))
+        if self._handover is not None:
+            self._handover.take_back()
         return self._number
 
-    def _run(self, consumer: Consumer) -> None:
-        """The thread: orders, room, one batch, again."""
+    def _run(self, consumer: Consumer, handover: Handover) -> None:
+        """The thread: orders, one batch, then again when the loop has taken the last one."""
         assert self._loop is not None
-        done = 0
         try:
             while not self._closing.is_set():
                 if self._orders:
-                    done = self._carry_out(consumer, done)
-                if not self._room.acquire(timeout=_WAIT_S):
-                    continue
-                first = consumer.poll(_WAIT_S)
-                if first is None:
-                    self._room.release()
-                    continue
-                batch = [first]
-                if self._batch_max > 1:
-                    batch += consumer.consume(self._batch_max - 1, 0)
-                self._loop.call_soon_threadsafe(self._deliver, batch, done)
+                    self._done = self._carry_out(consumer, self._done)
+                batch = self._take(consumer, _WAIT_S)
+                if batch:
+                    handover.give(partial(self._deliver, batch, self._done))
         except RuntimeError as error:
             if not self._loop.is_closed():  # the process ends without having stopped us
                 log.error("consumer thread failed", consumer=self._name, error=str(error))
                 raise
         finally:
             consumer.close()
+
+    def _look(self) -> bool:
+        assert self._consumer is not None
+        assert self._handover is not None
+        if self._orders or self._closing.is_set():
+            self._handover.take_back()
+            return True
+        batch = self._take(self._consumer, 0)
+        if not batch:
+            return False
+        self._deliver(batch, self._done)
+        return True
+
+    def _take(self, consumer: Consumer, wait_s: float) -> list[Message]:
+        first = consumer.poll(wait_s)
+        if first is None:
+            return []
+        return [first] if self._batch_max == 1 else [first, *consumer.consume(self._batch_max - 1, 0)]
 
     def _carry_out(self, consumer: Consumer, done: int) -> int:
         """Carries out the orders that are there, neighbours of one kind together; returns the last one's number."""
@@ -236,18 +255,15 @@ class LogConsumer:
 
     def _deliver(self, batch: list[Message], done: int) -> None:
         """On the loop: passes a batch on, without errors and without records of earlier assignments."""
-        try:
-            if self._closing.is_set():
-                return
-            if any(message.error() is not None for message in batch):
-                self._report_errors([message for message in batch if message.error() is not None])
-                batch = [message for message in batch if message.error() is None]
-            if done != self._number:
-                batch = self._current(batch, done)
-            if batch:
-                self._on_batch(batch)
-        finally:
-            self._room.release()
+        if self._closing.is_set():
+            return
+        if any(message.error() is not None for message in batch):
+            self._report_errors([message for message in batch if message.error() is not None])
+            batch = [message for message in batch if message.error() is None]
+        if done != self._number:
+            batch = self._current(batch, done)
+        if batch:
+            self._on_batch(batch)
 
     def _current(self, batch: Sequence[Message], done: int) -> list[Message]:
         assigned = self._assigned
@@ -285,5 +301,5 @@ class LogConsumer:
             log.error("partition", consumer=self._name, **trouble._asdict())
 
     def _on_error(self, error: KafkaError) -> None:
-        # In the thread, from within poll; connections come and go, and librdkafka sees to them.
+        # In the thread or on the loop, from within poll; connections come and go, and librdkafka sees to them.
         log.debug("kafka", consumer=self._name, error=error.str())
