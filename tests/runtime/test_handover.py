@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
-from everfold.runtime.handover import QUIET_LOOKS, Handover
+from everfold.runtime.handover import LATE_S, QUIET_LOOKS, Handover
 
 
 class Source:
@@ -51,6 +52,11 @@ class Source:
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
+    async def put_to_a_late_loop(self, item: object) -> None:
+        self.items.put(item)
+        time.sleep(20 * LATE_S)  # noqa: ASYNC251
+        await self.until(lambda: item in self.got)
+
     async def end(self) -> None:
         self.handover.take_back()
         await self.until(lambda: self.handover._timer is None)
@@ -58,16 +64,29 @@ class Source:
         await self.until(self.ended.is_set)
 
 
-def test_the_thread_hands_over_the_first_and_the_loop_takes_the_rest() -> None:
+def test_a_late_loop_takes_what_follows_itself() -> None:
     async def body() -> None:
         source = Source()
-        for number in range(100):
+        await source.put_to_a_late_loop(0)
+        for number in range(1, 50):
             source.items.put(number)
-            if number % 10 == 0:
-                await asyncio.sleep(0)
-        await source.until(lambda: len(source.got) == 100)
-        assert source.got == list(range(100))
-        assert source.by_thread < 10
+        await source.until(lambda: len(source.got) == 50)
+        assert source.got == list(range(50))
+        assert source.by_thread == 1
+        await source.end()
+
+    asyncio.run(body())
+
+
+def test_a_loop_in_time_leaves_it_to_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everfold.runtime.handover.LATE_S", 10)
+
+    async def body() -> None:
+        source = Source()
+        for number in range(20):
+            source.items.put(number)
+            await source.until(lambda number=number: number in source.got)  # type: ignore[misc]
+        assert (source.by_thread, source.looks) == (20, 0)
         await source.end()
 
     asyncio.run(body())
@@ -76,7 +95,7 @@ def test_the_thread_hands_over_the_first_and_the_loop_takes_the_rest() -> None:
 def test_the_thread_waits_again_when_nothing_comes() -> None:
     async def body() -> None:
         source = Source()
-        source.items.put("first")
+        await source.put_to_a_late_loop("first")
         await source.until(lambda: source.looks >= QUIET_LOOKS)
         looks = source.looks
         await asyncio.sleep(0.05)
@@ -92,8 +111,7 @@ def test_the_thread_waits_again_when_nothing_comes() -> None:
 def test_the_turn_can_be_given_back_at_once() -> None:
     async def body() -> None:
         source = Source()
-        source.items.put("first")
-        await source.until(lambda: source.got)
+        await source.put_to_a_late_loop("first")
         source.handover.take_back()
         source.items.put("second")
         await source.until(lambda: source.by_thread == 2)
@@ -108,8 +126,7 @@ def test_trouble_in_a_look_does_not_end_the_looking() -> None:
         reported: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
         trouble = ValueError("bad batch")
-        source.items.put("first")
-        await source.until(lambda: source.got)
+        await source.put_to_a_late_loop("first")
         source.items.put(trouble)
         source.items.put("after it")
         await source.until(lambda: source.got == ["first", trouble, "after it"])
@@ -124,8 +141,7 @@ def test_a_thread_whose_loop_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
     async def begin() -> Source:
         source = Source()
-        source.items.put("first")
-        await source.until(lambda: source.got)
+        await source.put_to_a_late_loop("first")
         return source
 
     source = asyncio.run(begin())
