@@ -20,12 +20,13 @@ from typing import Any, Final
 from everfold.runtime.kafka.producer import QUEUE_BYTES_MAX, QUEUE_RECORDS_MAX, Delivery, Headers, Producer
 from everfold.runtime.kafka.settings import KafkaSettings
 
-DEGREES: Final = ((8, 0.0), (1 << 30, 4.0))
+DEGREES: Final = ((5, 0.0), (1 << 30, 6.0))
 """(records under way, linger in ms): the first degree whose number is not reached sends the next record.
 
-Eight: some clients that do one thing after the other are never held back. Beyond, a hop takes longer than four
+Five: some clients that do one thing after the other are never held back. Beyond, a hop takes longer than six
 milliseconds anyhow, and requests are what the broker's time goes into. A degree between them, of half a millisecond,
-gathers nothing: at some hundred records a second the next one is milliseconds away.
+gathers nothing: at some hundred records a second the next one is milliseconds away. Numbers are in
+docs/decisions/0015-latency-and-requests.md.
 """
 
 
