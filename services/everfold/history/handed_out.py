@@ -71,9 +71,6 @@ class HandedOut:
         self._timer: Cancellable | None = None
         self._closed = False
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def room_for(self, workflow: WorkflowKey) -> bool:
         """Whether a task of this workflow may be handed out."""
         return not self._closed and workflow not in self._held and len(self._held) < HELD_MAX

@@ -198,7 +198,7 @@ class LogConsumer:
         try:
             while not self._closing.is_set():
                 if self._orders:
-                    self._done = self._carry_out(consumer, self._done)
+                    self._carry_out(consumer)
                 batch = self._take(consumer, _WAIT_S)
                 if batch:
                     handover.give(partial(self._deliver, batch, self._done))
@@ -227,15 +227,15 @@ class LogConsumer:
             return []
         return [first] if self._batch_max == 1 else [first, *consumer.consume(self._batch_max - 1, 0)]
 
-    def _carry_out(self, consumer: Consumer, done: int) -> int:
-        """Carries out the orders that are there, neighbours of one kind together; returns the last one's number."""
+    def _carry_out(self, consumer: Consumer) -> None:
+        """Carries out the orders that are there, neighbours of one kind together."""
         while self._orders:
             action = self._orders[0].action
             partitions: list[TopicPartition] = []
             while self._orders and self._orders[0].action == action:
                 order = self._orders.popleft()
                 partitions.append(order.partition)
-                done = order.number
+                self._done = order.number
             try:
                 if action == "assign":
                     consumer.incremental_assign(partitions)
@@ -251,7 +251,6 @@ class LogConsumer:
                 for place in partitions:
                     trouble = PartitionTrouble(place.topic, place.partition, False, text)
                     self._loop.call_soon_threadsafe(self._report, trouble)
-        return done
 
     def _deliver(self, batch: list[Message], done: int) -> None:
         """On the loop: passes a batch on, without errors and without records of earlier assignments."""
