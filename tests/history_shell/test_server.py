@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from everfold.history.store import shard_directory, wipe_store
 from everfold.kernel.errors import StatusError
 from everfold.kernel.ids import record_key
 from everfold.runtime.kafka import KafkaSettings
-from everfold.runtime.namespaces import InMemoryNamespaces, Namespace
+from everfold.runtime.namespaces import STATE_DELETED, InMemoryNamespaces, Namespace, NamespaceRegistry
 from everfold.runtime.rpc import NotOwner
 from everfold.runtime.topics_admin import ClusterShape, apply_topics
 from everfold.schemas.topics import COMMANDS
@@ -43,8 +44,13 @@ class NoMatching:
         self.offers.append(task)
 
 
-def make(kafka: KafkaSettings, data_dir: Path, name: str = "one") -> HistoryServer:
-    registry = InMemoryNamespaces(Namespace(NAMESPACE_ID, NAMESPACE, retention_ns=86_400_000_000_000))
+DEFAULT = Namespace(NAMESPACE_ID, NAMESPACE, retention_ns=86_400_000_000_000)
+
+
+def make(
+    kafka: KafkaSettings, data_dir: Path, name: str = "one", registry: NamespaceRegistry | None = None
+) -> HistoryServer:
+    registry = registry or InMemoryNamespaces(DEFAULT)
     config = HistoryConfig("cluster-1", SHARDS, data_dir / name, name)
     return HistoryServer(kafka, config, RegistryNamespaces(registry), MachineReads(), NoMatching())
 
@@ -108,6 +114,34 @@ def test_shards_are_taken_serve_survive_a_restart_and_a_lost_store(
             await execute([again], "SIGNAL_WORKFLOW", "w1", signal("w1", attempt))
             await again.stop()
         assert shard_directory(server.config.data_dir, 0).exists()
+
+    asyncio.run(main())
+
+
+def test_a_namespace_deleted_elsewhere_takes_its_workflows_along(
+    kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "SIGHT_EVERY_S", 0.2)
+    apply_topics(kafka, ClusterShape(SHARDS, 2, 1, single_broker=True))
+
+    async def main() -> None:
+        registry = InMemoryNamespaces(DEFAULT)
+        server = make(kafka, tmp_path, registry=registry)
+        await server.start()
+        await until(lambda: server.serving == [0, 1])
+        for number in range(10):
+            await execute([server], "START_WORKFLOW", f"w{number}", start(f"w{number}", f"r{number}"))
+        folds = [held.shard.fold for held in server.shards.values()]
+
+        def open_runs() -> int:
+            found = (fold.run(NAMESPACE_ID, NAMESPACE, f"w{number}", "") for fold in folds for number in range(10))
+            return sum(run is not None for run in found)
+
+        assert open_runs() == 10
+        registry.put(replace(DEFAULT, version=2, state=STATE_DELETED, deleted=True))
+        await until(lambda: open_runs() == 0)
+        await until(lambda: all(fold.next_timer() is None for fold in folds))
+        await server.stop()
 
     asyncio.run(main())
 

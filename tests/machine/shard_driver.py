@@ -75,7 +75,7 @@ class ShardDriver:
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
-    def know_namespace(self, search_attributes: dict[str, str], version: int = 1) -> None:
+    def know_namespace(self, search_attributes: dict[str, str], version: int = 1, *, deleted: bool = False) -> None:
         record = {
             "namespace_id": NAMESPACE_ID,
             "name": NAMESPACE,
@@ -87,7 +87,7 @@ class ShardDriver:
             "retention_ns": DAY_NS,
             "search_attributes": search_attributes,
             "created_at_ns": START_NS,
-            "deleted": False,
+            "deleted": deleted,
             "config": b"",
             "origin": None,
             "predecessor": None,

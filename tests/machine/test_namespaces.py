@@ -1,16 +1,20 @@
-"""Namespaces as shard 0 decides them."""
+"""Namespaces as shard 0 decides them, and what becomes of the runs of one that is deleted."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from shard_driver import ShardDriver
+from shard_driver import NAMESPACE_ID, ShardDriver, complete_workflow, schedule_activity
 from temporalio.api.operatorservice.v1 import request_response_pb2 as operator
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
+from everfold.history.machine.decide.purge import SWEPT_MAX
 from everfold.kernel.errors import Code, StatusError
 from everfold.schemas import codec
 
 DAY_S = 86_400
+TASKS = ("workflow-tasks", "activity-tasks")
 
 
 def register(shard: ShardDriver, name: str = "team") -> str:
@@ -45,3 +49,67 @@ def test_a_namespace_is_deleted_once(shard: ShardDriver) -> None:
     shard.request("DELETE_NAMESPACE", by_name)
     with pytest.raises(StatusError):
         shard.request("DELETE_NAMESPACE", by_name)
+
+
+def rows_of_runs(shard: ShardDriver) -> list[bytes]:
+    """Keys of rows that belong to runs: those of the whole shard begin with ffff, and timers name their run."""
+    return [
+        key
+        for key in shard.store.rows
+        if not key.startswith(b"\xff\xff") or (key.startswith(b"\xff\xfft") and not key.endswith(b"\0\0"))
+    ]
+
+
+def test_the_runs_of_a_deleted_namespace_are_removed() -> None:
+    shard = ShardDriver(replay=False)
+    for number in range(2 * SWEPT_MAX):
+        shard.start(f"open{number}")
+    shard.complete(shard.poll(), schedule_activity())
+    shard.start("closed")
+    shard.complete(shard.poll(), complete_workflow())
+    kept = register(shard)
+    shard.know_namespace({}, version=2, deleted=True)
+    assert len(rows_of_runs(shard)) > 6 * SWEPT_MAX
+    with pytest.raises(StatusError, match="Namespace default is not found"):
+        shard.start("late")
+    before = len(shard.log)
+    shard.sleep(1)
+    assert rows_of_runs(shard) == []
+    assert shard.fold.next_timer() is None
+    assert len(shard.log) - before > 2, "one record must not remove everything"
+    gone = [record["workflow_id"] for record in visibility(shard) if record["deleted"]]
+    assert len(gone) == len(set(gone)) == 2 * SWEPT_MAX + 1
+    assert tombstones(shard) == tasks(shard)
+    assert shard.fold.namespace(kept) is not None
+    shard.check_replay()
+
+
+def test_a_quarantined_run_goes_with_its_namespace(shard: ShardDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = shard.start()
+    shard.replay = False  # a second fold would not fail where the first one did
+    with monkeypatch.context() as broken:
+        broken.setattr("everfold.history.machine.decide.signal.check_signal", None)
+        with pytest.raises(StatusError, match="quarantined"):
+            shard.signal()
+    with pytest.raises(StatusError, match="quarantined"):
+        shard.signal()  # is parked
+    shard.know_namespace({}, version=2, deleted=True)
+    shard.sleep(1)
+    assert shard.fold.run(NAMESPACE_ID, "default", "w", run_id) is None
+    assert rows_of_runs(shard) == []
+
+
+def visibility(shard: ShardDriver) -> list[dict[str, Any]]:
+    """What the index has been told."""
+    values = [row.value for step in shard.steps for row in step.outputs if row.topic == "visibility"]
+    return [codec.decode(value)[1] for value in values if value is not None]
+
+
+def tombstones(shard: ShardDriver) -> set[bytes]:
+    """Keys of the task records that have lost their meaning."""
+    return {row.key for step in shard.steps for row in step.outputs if row.topic in TASKS and row.value is None}
+
+
+def tasks(shard: ShardDriver) -> set[bytes]:
+    """Keys of all task records."""
+    return {row.key for step in shard.steps for row in step.outputs if row.topic in TASKS and row.value is not None}

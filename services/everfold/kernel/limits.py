@@ -31,6 +31,7 @@ DEFAULTS: Final[Mapping[str, int]] = {
     "history.maximumBufferedEventsBatch": 100,
     "history.maximumBufferedEventsSizeInBytes": 2 * 1024 * 1024,
     "history.maxInFlightUpdates": 10,
+    "history.maxInFlightUpdatePayloads": 20 * 1024 * 1024,
     "history.maxTotalUpdates": 2_000,
     "history.defaultWorkflowTaskTimeout": 10 * SECOND_NS,
     "history.maxWorkflowTaskTimeout": 120 * SECOND_NS,

@@ -82,6 +82,7 @@ FOLDED: Final = (
     _folded("history.maximumBufferedEventsBatch", COUNT, "Most events that wait for a running workflow task."),
     _folded("history.maximumBufferedEventsSizeInBytes", BYTES, "Most bytes of events that wait for a workflow task."),
     _folded("history.maxInFlightUpdates", COUNT, "Most updates in flight in a run."),
+    _folded("history.maxInFlightUpdatePayloads", BYTES, "Most bytes of requests of the updates in flight in a run."),
     _folded("history.maxTotalUpdates", COUNT, "Most updates that a run takes."),
     _folded("history.defaultWorkflowTaskTimeout", DURATION, "Workflow task timeout of a start that gives none."),
     _folded("history.workflowTaskHeartbeatTimeout", DURATION, "How long a workflow task may go on by heartbeating."),

@@ -157,6 +157,25 @@ def signal_to_closed(s: Script) -> None:
     s.complete(s.poll("answered"), s.done())
 
 
+@scenario("25f", "commands to another namespace are refused, and the task fails")
+def commands_to_another_namespace(s: Script) -> None:
+    other = f"other-{s.nonce}"
+    s.client.call("RegisterNamespace", namespace=other, workflow_execution_retention_period=seconds(86_400))
+    s.start()
+    refused = {
+        "child": start_child(s, namespace=other),
+        "signal": command(
+            "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION", namespace=other, execution=s.execution("there"), signal_name="hello"
+        ),
+        "cancel": command("REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION", namespace=other, workflow_id=s.id("there")),
+    }
+    for label, sent in refused.items():
+        s.completion_refused(label, s.poll(), sent)
+        s.complete(s.poll())
+        s.signal(f"after the {label}")
+    s.complete(s.poll(), s.done())
+
+
 @scenario("6l", "a child is retried; its parent hears of the last attempt only")
 def child_retried(s: Script) -> None:
     s.start()

@@ -54,7 +54,7 @@ class RunCache:
 
     def put(self, key: bytes, run: Run) -> None:
         """Keeps a run, and drops the least recently used ones beyond the bound; never the one just put."""
-        weight = max(RUN_BYTES_MIN, run.cache_weight * OBJECT_FACTOR)
+        weight = max(RUN_BYTES_MIN, run.row_bytes * OBJECT_FACTOR)
         self.bytes += weight - self._weights.get(key, 0)
         self._weights[key] = weight
         self._runs[key] = run

@@ -12,7 +12,7 @@ import msgpack
 
 from everfold.history.machine import keys
 from everfold.history.machine.rows import Rows
-from everfold.history.machine.state import Run, decode_run
+from everfold.history.machine.state import Run, decode_run, encode_run
 from everfold.history.machine.step import Guards, OutboxRow, Step
 from everfold.kernel.cron import UTC, ZONE_FACT, Zone
 from everfold.kernel.ids import Origin, derived_uuid, slot_of, task_partition
@@ -183,6 +183,13 @@ class StepContext:
         if again is None:
             raise AssertionError(f"a run that this step made cannot be reloaded: {run.workflow_id} {run.run_id}")
         return again
+
+    def put_run(self, run: Run) -> bytes:
+        """Writes the run's row, and returns its key."""
+        key, row = run_row(run), encode_run(run)
+        self.rows.put(key, row)
+        run.row_bytes = len(row)
+        return key
 
     def find(self, namespace_id: str, namespace: str, workflow_id: str, run_id: str) -> Run | None:
         """The named run, or the current one of the workflow id when `run_id` is empty."""

@@ -5,7 +5,7 @@
     outbox             ffff o <epoch 4> <offset 8> <index 4>               -> OutboxRow
     early message      ffff e <offset 8>                                   -> a message that came before Genesis
     zone               ffff z <name>                                       -> Zone, as text
-    timer              ffff t <due 8> <slot 2> <run>                       -> empty
+    timer              ffff t <due 8> <slot 2> <run>                       -> empty; of a deleted namespace: a cursor
     current run        <slot 2> c <namespace id> 00 <workflow id>          -> run id
     mutable state      <slot 2> r <namespace id> 00 <workflow id> 00 <run id>  -> Run
     history            <slot 2> h <run id> <first event id 8>              -> History, protobuf bytes
@@ -132,6 +132,12 @@ def parked_prefix(slot: int, run: bytes) -> bytes:
 def kind_of_slot(slot: int, kind: bytes) -> tuple[bytes, bytes]:
     """Start and end of a slot's rows of one kind."""
     return _slot(slot) + kind, _slot(slot) + bytes((kind[0] + 1,))
+
+
+def runs_of(slot: int, namespace_id: str) -> tuple[bytes, bytes]:
+    """Start and end of the mutable states of a namespace's runs in a slot."""
+    start = _slot(slot) + b"r" + namespace_id.encode()
+    return start + b"\0", start + b"\1"
 
 
 def history_range(slot: int, run_id: str, first: int, end: int) -> tuple[bytes, bytes]:

@@ -19,7 +19,7 @@ import msgpack
 
 from everfold.history.machine import keys
 from everfold.history.machine.cache import RunCache
-from everfold.history.machine.context import NamespaceInfo, StepContext, run_row
+from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.deadlines import next_deadline
 from everfold.history.machine.decide import (
     activity,
@@ -43,7 +43,7 @@ from everfold.history.machine.outputs import emit_visibility
 from everfold.history.machine.rejections import namespace_not_found
 from everfold.history.machine.rows import Rows, RowStore
 from everfold.history.machine.shard_meta import ShardMeta
-from everfold.history.machine.state import Run, decode_run, encode_run
+from everfold.history.machine.state import Run, decode_run
 from everfold.history.machine.step import DueTimer, Guards, OutboxRow, Reply, RunKey, Step, TaskOffer
 from everfold.history.machine.turn import workflow_offer
 from everfold.kernel.errors import (
@@ -223,6 +223,8 @@ class ShardFold:
     def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
         by_run = _BY_RUN.get(kind)
         payload, start = body["body"], body["start"]
+        if kind == "FIRE_TIMER" and not body["workflow_id"]:
+            return purge.decide_sweep(ctx, body["namespace_id"], payload["due_at_ns"], self._slots())
         if kind == "COMPLETE_WORKFLOW_TASK":
             return workflow_task.decide_complete_task(ctx, self._run_of(ctx, body), payload["message"], start)
         if start is not None:
@@ -241,8 +243,8 @@ class ShardFold:
         if by_namespace is None:
             raise StatusError(12, f"{kind} is not built in this version of Everfold")
         known = ctx.namespace(body["namespace_id"])
-        if known is None:
-            raise namespace_not_found(body["namespace_id"])
+        if known is None or known.deleted:
+            raise namespace_not_found(body["namespace_id"] if known is None else known.name)
         return by_namespace(ctx, known, payload["message"])
 
     def _told_namespace(self, ctx: StepContext, body: Record) -> NamespaceInfo | None:
@@ -255,7 +257,8 @@ class ShardFold:
                 ctx.rows.put(keys.namespace(body["namespace_id"]), told)
                 self.meta.namespaces[body["namespace_id"]] = version
                 ctx.forget_namespace(body["namespace_id"])
-        return ctx.namespace(body["namespace_id"])
+        known = ctx.namespace(body["namespace_id"])
+        return None if known is None or known.deleted else known
 
     def _run_of(self, ctx: StepContext, body: Record) -> Run | None:
         known = ctx.namespace(body["namespace_id"])
@@ -292,7 +295,7 @@ class ShardFold:
             part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
             ctx.rows.delete(keys.timer(run.deadline_ns, run.slot, part))
             run.deadline_ns = 0
-        ctx.rows.put(run_row(run), encode_run(run))
+        ctx.put_run(run)
 
     def _park(self, ctx: StepContext, body: Record, record: LogRecord) -> bool:
         """A record for a quarantined run waits in a row of its own until the run is released."""
@@ -323,7 +326,7 @@ class ShardFold:
         if due:
             ctx.rows.put(keys.timer(due, run.slot, part), b"")
             run.deadline_ns = due
-        ctx.rows.put(run_row(run), encode_run(run))
+        ctx.put_run(run)
         for _, value in waiting:
             parked = codec.decode_shard_record(value)
             try:
@@ -379,6 +382,8 @@ class ShardFold:
         ctx.rows.put(keys.namespace(namespace_id), data)
         self.meta.namespaces[namespace_id] = changed["version"]
         ctx.forget_namespace(namespace_id)
+        if changed["deleted"]:
+            purge.begin_sweep(ctx, namespace_id)
 
     def _outputs_sent(self, ctx: StepContext, body: Record) -> None:
         place = _place(body["body"]["position"])

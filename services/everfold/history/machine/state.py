@@ -434,9 +434,9 @@ class Run:
         "activities",
         "timers",
         "activity_ids",
-        "cache_weight",
         "children",
         "externals",
+        "row_bytes",
         "updates",
     )
     __slots__ = FIELDS + _NESTED
@@ -505,7 +505,7 @@ class Run:
     activities: dict[int, Activity]
     timers: dict[str, UserTimer]
     activity_ids: dict[str, int]
-    cache_weight: int
+    row_bytes: int
 
     def __init__(self) -> None:
         for name in self.FIELDS:
@@ -551,7 +551,7 @@ class Run:
         self.activities = {}
         self.timers = {}
         self.activity_ids = {}
-        self.cache_weight = 0
+        self.row_bytes = 0
 
     @property
     def running(self) -> bool:
@@ -621,7 +621,7 @@ def decode_run(row: bytes) -> Run:
     for values in updates:
         update = _fill(Update(), values)
         run.updates[update.update_id] = update
-    run.cache_weight = len(row)
+    run.row_bytes = len(row)
     return run
 
 

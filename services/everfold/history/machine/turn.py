@@ -12,13 +12,13 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine import events, keys
 from everfold.history.machine.apply import apply_event
-from everfold.history.machine.context import StepContext, run_row
+from everfold.history.machine.context import StepContext
 from everfold.history.machine.deadlines import next_deadline
 from everfold.history.machine.events import framed, serialize, set_time
 from everfold.history.machine.outputs import emit_history, emit_task, emit_visibility
 from everfold.history.machine.priorities import merge
 from everfold.history.machine.relations import announce_close
-from everfold.history.machine.state import Activity, Run, WorkflowTask, encode_run
+from everfold.history.machine.state import Activity, Run, WorkflowTask
 from everfold.history.machine.step import RunKey, TaskOffer
 from everfold.schemas.topics import ACTIVITY_TASKS, WORKFLOW_TASKS, Topic
 
@@ -201,10 +201,7 @@ class Turn:
         part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
         self._write_deadline(part)
         self._write_sticky(part)
-        key = run_row(run)
-        row = encode_run(run)
-        ctx.rows.put(key, row)
-        run.cache_weight = len(row)
+        key = ctx.put_run(run)
         ctx.cache.put(key, run)
         ctx.loaded.add(key)
         ctx.step.offers.extend(offer for offer in self._offers if self._still_offered(offer))

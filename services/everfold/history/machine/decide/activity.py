@@ -15,7 +15,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.machine import events, responses
 from everfold.history.machine.apply import heartbeat_activity, retry_activity, return_activity, start_activity
 from everfold.history.machine.context import NamespaceInfo, StepContext
-from everfold.history.machine.decide.schedule import schedule_workflow_task
+from everfold.history.machine.decide.schedule import enforce_limits, schedule_workflow_task
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import (
@@ -257,6 +257,7 @@ def _heartbeat(
     turn = Turn(ctx, run)
     heartbeat_activity(activity, ctx.now_ns, serialize(request.details) if request.HasField("details") else None)
     activity.last_worker_identity = request.identity or activity.last_worker_identity
+    enforce_limits(turn)
     turn.finish()
 
 

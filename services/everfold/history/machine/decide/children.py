@@ -20,6 +20,7 @@ from everfold.history.machine.durations import InvalidDuration, checked_ns, fill
 from everfold.history.machine.events import serialize
 from everfold.history.machine.priorities import merge
 from everfold.history.machine.relations import Outgoing, sender
+from everfold.history.machine.state import Run
 from everfold.history.machine.turn import Turn
 from everfold.kernel.cron import parse_cron
 from everfold.kernel.errors import StatusError
@@ -34,6 +35,7 @@ def start_child(
     cause = "BAD_START_CHILD_EXECUTION_ATTRIBUTES"
     attributes = command.start_child_workflow_execution_command_attributes
     name = "StartChildWorkflowExecutionCommand"
+    _check_namespace(run, attributes.namespace, cause)
     about = f"WorkflowType={attributes.workflow_type.name} Namespace={run.namespace}"
     if not attributes.workflow_id:
         raise CommandFailed(cause, f"Required field WorkflowId is not set on {name}. {about}")
@@ -42,8 +44,6 @@ def start_child(
         raise CommandFailed(cause, f"Required field WorkflowType is not set on {name}. {about}")
     check_id(limits, "WorkflowId", attributes.workflow_id, name, cause)
     check_id(limits, "WorkflowType", attributes.workflow_type.name, name, cause)
-    if attributes.namespace not in ("", run.namespace):
-        raise CommandFailed("FEATURE_DISABLED", "children in another namespace are not built in this version")
     check_cron(ctx, attributes.cron_schedule, cause)
     check_blob(
         attributes.input.ByteSize(),
@@ -135,6 +135,7 @@ def signal_external(
     cause = "BAD_SIGNAL_WORKFLOW_EXECUTION_ATTRIBUTES"
     attributes = command.signal_external_workflow_execution_command_attributes
     name = "SignalExternalWorkflowExecutionCommand"
+    _check_namespace(run, attributes.namespace, cause)
     check_id(limits, "WorkflowId", attributes.execution.workflow_id, name, cause)
     check_id(limits, "SignalName", attributes.signal_name, name, cause)
     check_blob(
@@ -157,7 +158,7 @@ def signal_external(
     a.child_workflow_only = attributes.child_workflow_only
     a.workflow_task_completed_event_id = completed_event_id
     turn.record(event)
-    if _answered_at_once(turn, attributes.namespace, attributes.execution.workflow_id):
+    if attributes.execution.workflow_id == run.workflow_id:  # a workflow cannot reach itself this way
         record_external_failed(turn, event.event_id, 1)
         completion.wants_task = True
         return event
@@ -183,6 +184,7 @@ def cancel_external(
     cause = "BAD_REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION_ATTRIBUTES"
     attributes = command.request_cancel_external_workflow_execution_command_attributes
     name = "RequestCancelExternalWorkflowExecutionCommand"
+    _check_namespace(run, attributes.namespace, cause)
     check_id(limits, "WorkflowId", attributes.workflow_id, name, cause)
     _check_pending(turn, "cancel", "limit.numPendingCancelRequests.error", "PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED")
     event = turn.new(events.CANCEL_EXTERNAL_INITIATED)
@@ -195,7 +197,7 @@ def cancel_external(
     a.reason = attributes.reason
     a.workflow_task_completed_event_id = completed_event_id
     turn.record(event)
-    if _answered_at_once(turn, attributes.namespace, attributes.workflow_id):
+    if attributes.workflow_id == run.workflow_id:  # a workflow cannot reach itself this way
         record_external_failed(turn, event.event_id, 1)
         completion.wants_task = True
         return event
@@ -255,6 +257,7 @@ def _check_pending(turn: Turn, kind: str, limit: str, cause: str) -> None:
         raise CommandFailed(cause, f"{pending} are pending, the per-workflow limit is {turn.ctx.limits[limit]}")
 
 
-def _answered_at_once(turn: Turn, namespace: str, workflow_id: str) -> bool:
-    """A workflow cannot reach itself this way, nor, in this version, one in another namespace."""
-    return workflow_id == turn.run.workflow_id or namespace not in ("", turn.run.namespace)
+def _check_namespace(run: Run, namespace: str, cause: str) -> None:
+    """A command may not leave its namespace, as on a real server unless system.enableCrossNamespaceCommands is set."""
+    if namespace not in ("", run.namespace):
+        raise CommandFailed(cause, "cross namespace commands are not allowed")

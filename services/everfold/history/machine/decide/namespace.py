@@ -18,6 +18,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import keys
 from everfold.history.machine.context import StepContext
+from everfold.history.machine.decide.purge import begin_sweep
 from everfold.history.machine.decide.search_attributes import PREDEFINED, SYSTEM
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
@@ -97,7 +98,7 @@ def decide_deprecate(ctx: StepContext, versions: dict[str, int], message: bytes)
 
 
 def decide_delete(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
-    """Operator DeleteNamespace: its name is free at once, and nothing is served by it any more.
+    """Operator DeleteNamespace: its name is free at once, nothing is served by it any more, and its runs are removed.
 
     The row stays, as the name in it routes what is still under way for its workflows.
     """
@@ -111,6 +112,7 @@ def decide_delete(ctx: StepContext, versions: dict[str, int], message: bytes) ->
         record = _existing(ctx, request.namespace)
     record["state"] = enums_namespace.NAMESPACE_STATE_DELETED
     record["deleted"] = True
+    begin_sweep(ctx, record["namespace_id"])
     return _publish(ctx, versions, record)
 
 

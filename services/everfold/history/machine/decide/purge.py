@@ -1,10 +1,12 @@
-"""Removing a run: after its retention, or because somebody asked. Logs keep theirs; stores, index and tasks do not.
+"""Removing runs: after their retention, because somebody asked, or with their namespace. Logs keep theirs; stores,
+index and tasks do not.
 
-Temporal: service/history/deletemanager, api/deleteworkflow.
+Temporal: service/history/deletemanager, api/deleteworkflow, service/worker/deletenamespace.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Final
 
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -19,7 +21,14 @@ from everfold.history.machine.state import Run
 from everfold.history.machine.step import Reply, RunKey
 from everfold.history.machine.turn import Turn
 
+SWEPT_MAX: Final = 32
+"""Runs of a deleted namespace that one record removes: a record must not hold the other workflows up for long."""
+
+SLOTS_MAX: Final = 256
+"""Slots that one record looks through for such runs."""
+
 _LAST: Final = (1 << 64) - 1
+_FROM_THE_FIRST: Final = b""
 
 
 def decide_delete(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> Reply:
@@ -28,22 +37,73 @@ def decide_delete(ctx: StepContext, namespace: NamespaceInfo, message: bytes) ->
     run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, target.run_id)
     if run is None:
         raise workflow_not_found(target.workflow_id)
-    if run.running:
+    _remove(ctx, run)
+    return Reply(serialize(ws.DeleteWorkflowExecutionResponse()))
+
+
+def begin_sweep(ctx: StepContext, namespace_id: str) -> None:
+    """The namespace is deleted: a timer of its own, due at once, removes its runs."""
+    ctx.rows.put(_sweep_row(ctx.now_ns, namespace_id), _FROM_THE_FIRST)
+
+
+def decide_sweep(ctx: StepContext, namespace_id: str, due_at_ns: int, slots: range) -> Reply:
+    """That timer fired: removes some runs of the namespace, and sets the timer anew until none is left.
+
+    Args:
+        ctx: the step.
+        namespace_id: of the deleted namespace.
+        due_at_ns: when the timer was due; the row's value is the slot to go on with, 2 bytes.
+        slots: of the shard.
+    """
+    row = _sweep_row(due_at_ns, namespace_id)
+    cursor = ctx.rows.get(row)
+    if cursor is None or ctx.now_ns < due_at_ns:
+        ctx.step.ignored = True
+        return Reply()
+    ctx.rows.delete(row)
+    first = slots.start if cursor == _FROM_THE_FIRST else int.from_bytes(cursor, "big")
+    found: list[bytes] = []
+    for looks, slot in enumerate(range(first, slots.stop, slots.step)):
+        runs = (key for key, _ in ctx.rows.scan(*keys.runs_of(slot, namespace_id)))
+        found += islice(runs, SWEPT_MAX - len(found))
+        if len(found) == SWEPT_MAX or looks == SLOTS_MAX:  # there may be more in this slot
+            ctx.rows.put(_sweep_row(max(ctx.now_ns, due_at_ns + 1), namespace_id), slot.to_bytes(2, "big"))
+            break
+    for key in found:
+        run = ctx.load(key)
+        assert run is not None
+        _remove(ctx, run)
+    return Reply()
+
+
+def _sweep_row(due_at_ns: int, namespace_id: str) -> bytes:
+    """A timer row of no run: workflow id and run id are empty."""
+    return keys.timer(due_at_ns, 0, keys.run_part(namespace_id, "", ""))
+
+
+def _remove(ctx: StepContext, run: Run) -> None:
+    """An open run is terminated first, unless it is quarantined: its state is not to be trusted."""
+    if run.running and not run.quarantined:
         turn = Turn(ctx, run)
         terminate(turn, "Delete workflow execution", None, "history-service")
         turn.finish()
     purge(ctx, run)
     ctx.step.changed.append(RunKey(run.namespace_id, run.workflow_id, run.run_id))
-    return Reply(serialize(ws.DeleteWorkflowExecutionResponse()))
 
 
 def purge(ctx: StepContext, run: Run) -> None:
-    """Deletes every row of a closed run, and tells the index."""
+    """Deletes every row of a run, and tells the index."""
     run.transitions += 1
     emit_visibility(ctx, run, deleted=True)
     part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
     if run.deadline_ns:
         ctx.rows.delete(keys.timer(run.deadline_ns, run.slot, part))
+    if run.sticky_row:
+        ctx.rows.delete(keys.sticky(run.slot, part))
+    if run.quarantined:
+        prefix = keys.parked_prefix(run.slot, part)
+        for key, _ in list(ctx.rows.scan(prefix, prefix + b"\xff" * 9)):
+            ctx.rows.delete(key)
     for key, _ in list(ctx.rows.scan(*keys.history_range(run.slot, run.run_id, 0, _LAST))):
         ctx.rows.delete(key)
     current = keys.current(run.slot, run.namespace_id, run.workflow_id)

@@ -93,6 +93,9 @@ def admit_update(
             "rejecting updates that you aren't going to process. You can also Continue-as-New to avoid this; we "
             "recommend you check Continue-as-New Suggested in your Workflow.",
         )
+    bytes_max = limits["history.maxInFlightUpdatePayloads"]
+    if bytes_max and _bytes_in_flight(run) + request.request.ByteSize() >= bytes_max:
+        raise too_many(f"limit on total payload size of in-flight updates has been reached ({bytes_max} bytes)")
     turn = turn or Turn(ctx, run)
     update = Update()
     update.update_id = update_id
@@ -102,6 +105,15 @@ def admit_update(
     run.updates_total += 1
     schedule_speculative_task(turn)
     return turn
+
+
+def _bytes_in_flight(run: Run) -> int:
+    """Ids and requests of the updates that are not completed."""
+    return sum(
+        len(update.update_id) + len(update.request)
+        for update in run.updates.values()
+        if update.stage != UpdateStage.COMPLETED
+    )
 
 
 def update_reference(run: Run, update_id: str) -> ws.UpdateWorkflowExecutionResponse:
