@@ -276,29 +276,6 @@ def test_search_attributes_must_be_registered(shard: ShardDriver) -> None:
     shard.request("START_WORKFLOW", request, workflow_id="w")
 
 
-def test_a_defect_in_the_machine_quarantines_one_run_and_release_goes_on(
-    shard: ShardDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from everfold.history.machine.decide import signal
-
-    shard.start()
-    shard.start("other")
-
-    def broken(*_: object) -> None:
-        raise KeyError("defect")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(signal, "record_signal", broken)
-        shard.replay = False
-        with pytest.raises(StatusError, match="quarantined"):
-            shard.signal()
-    with pytest.raises(StatusError, match="quarantined"):
-        shard.signal("waits")
-    shard.signal("fine", workflow_id="other")
-    shard.append("RELEASE_WORKFLOW", {}, workflow_id="w")
-    assert shard.history().splitlines()[-1].endswith("signal_name=waits")
-
-
 def test_an_unknown_namespace_is_refused(shard: ShardDriver) -> None:
     rows = shard.fold.rows
     assert rows.get(b"\xff\xffn" + NAMESPACE_ID.encode()) is not None

@@ -70,6 +70,7 @@ class StepContext:
         "_index",
         "_links",
         "_namespaces",
+        "_saved",
         "cache",
         "epoch",
         "facts",
@@ -107,6 +108,8 @@ class StepContext:
         self._index = 0
         #: chain positions moved by this step
         self._links: dict[str, tuple[int, int, int]] = {}
+        #: step, ids and outputs at the last savepoint; None for the beginning
+        self._saved: tuple[Step, int, int] | None = None
 
     # ---- ids and settings -------------------------------------------------------------------------------------------
 
@@ -171,14 +174,26 @@ class StepContext:
         self.loaded.add(key)
         return run
 
-    def start_over(self, run: Run) -> Run:
-        """Undoes all that this step did: rows, outputs, news, other runs. Returns the run as it was before."""
+    def savepoint(self) -> None:
+        """What the step did until here stays, whatever becomes of the rest."""
+        self.commit()
+        self._saved = (self.step.copy(), self._ids, self._index)
+
+    def go_back(self) -> None:
+        """Undoes all that the step did since its beginning or its last savepoint: rows, outputs, news, runs."""
         self.rows.drop_step()
         for key in self.loaded:
             self.cache.drop(key)
-        self.step = Step()
-        self._ids = self._index = 0
         self._links = {}
+        if self._saved is None:
+            self.step, self._ids, self._index = Step(), 0, 0
+        else:
+            step, self._ids, self._index = self._saved
+            self.step = step.copy()
+
+    def start_over(self, run: Run) -> Run:
+        """Goes back, and returns the run as it was then."""
+        self.go_back()
         again = self.load(run_row(run))
         if again is None:
             raise AssertionError(f"a run that this step made cannot be reloaded: {run.workflow_id} {run.run_id}")
@@ -225,9 +240,11 @@ class StepContext:
         """The task partition of a queue."""
         return task_partition(namespace_id, task_queue, self.limits["matching.partitions"])
 
-    def commit_links(self) -> None:
-        """The step succeeded: its outputs are the last of their chains."""
+    def commit(self) -> None:
+        """The step succeeded: its rows stay, and its outputs are the last of their chains."""
         self.facts.chains.update(self._links)
+        self._links = {}
+        self.rows.commit_step()
 
     def _link(self, topic: Topic, partition: int) -> tuple[Origin, Origin | None]:
         chain = f"{topic.name}/{partition}"

@@ -124,9 +124,10 @@ def parked(slot: int, run: bytes, offset: int) -> bytes:
     return _slot(slot) + b"p" + run + _u64.pack(offset)
 
 
-def parked_prefix(slot: int, run: bytes) -> bytes:
-    """Prefix of all records that wait for a run."""
-    return _slot(slot) + b"p" + run
+def parked_range(slot: int, run: bytes) -> tuple[bytes, bytes]:
+    """Start and end of the records that wait for a run."""
+    start = _slot(slot) + b"p" + run
+    return start, start + b"\xff" * 9
 
 
 def kind_of_slot(slot: int, kind: bytes) -> tuple[bytes, bytes]:

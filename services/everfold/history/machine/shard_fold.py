@@ -40,7 +40,7 @@ from everfold.history.machine.decide.hand_out import HandOut, prepare
 from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
 from everfold.history.machine.decide.offer_again import offer_tasks_again
 from everfold.history.machine.outputs import emit_visibility
-from everfold.history.machine.rejections import namespace_not_found
+from everfold.history.machine.rejections import namespace_not_found, too_many
 from everfold.history.machine.rows import Rows, RowStore
 from everfold.history.machine.shard_meta import ShardMeta
 from everfold.history.machine.state import Run, decode_run
@@ -191,34 +191,36 @@ class ShardFold:
         kind = body["kind"]
         if not self.meta.cluster_id and kind != "GENESIS":
             self._too_early(ctx, kind, record)
-            self._commit(ctx)
+            ctx.commit()
             return
         engine = _ENGINE.get(kind)
         if engine is not None:
             engine(self, ctx, body)
-            self._commit(ctx)
+            ctx.commit()
             return
+        if not self._park(ctx, body, record):
+            self._settle(ctx, body, record.value)
+        ctx.commit()
+
+    def _settle(self, ctx: StepContext, body: Record, value: bytes) -> None:
+        """Decides a record about a run. A refusal or a defect undoes what it did, and nothing before that."""
+        kind = body["kind"]
         try:
-            parked = self._park(ctx, body, record)
-            if not parked:
-                if body["facts"]:
-                    ctx.learn(body["facts"])
-                ctx.step.reply = self._decide(ctx, kind, body)
-        except StatusError as error:
-            self._drop(ctx)
-            ctx.step.reply = Reply(error=error)
-            self._reject_command(ctx, body, error, record)
-            if error.code == Code.NOT_FOUND and kind in LEFTOVERS:
+            if body["facts"]:
+                ctx.learn(body["facts"])
+            ctx.step.reply = self._decide(ctx, kind, body)
+        except StatusError as refusal:
+            ctx.go_back()
+            ctx.step.reply = Reply(error=refusal)
+            self._reject_command(ctx, body, refusal, value)
+            if refusal.code == Code.NOT_FOUND and kind in LEFTOVERS:
                 void_leftover(ctx, self._run_of(ctx, body), kind, body)
         except (MemoryError, ShardLost):
             raise
-        except Exception as error:  # the pure step is the same on every host: so is its failure (law 9)
-            self._drop(ctx)
-            self._quarantine(ctx, body, f"{type(error).__name__}: {error}"[:500])
-            self._reject_command(
-                ctx, body, StatusError(13, "the workflow is quarantined; see the server's log"), record
-            )
-        self._commit(ctx)
+        except Exception as defect:  # the pure step is the same on every host: so is its failure (law 9)
+            ctx.go_back()
+            self._quarantine(ctx, body, f"{type(defect).__name__}: {defect}"[:500])
+            self._reject_command(ctx, body, StatusError(13, "the workflow is quarantined; see the server's log"), value)
 
     def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
         by_run = _BY_RUN.get(kind)
@@ -266,21 +268,6 @@ class ShardFold:
             return None
         return ctx.find(known.namespace_id, known.name, body["workflow_id"], body["run_id"])
 
-    def _commit(self, ctx: StepContext) -> None:
-        ctx.commit_links()
-        self.rows.commit_step()
-
-    def _drop(self, ctx: StepContext) -> None:
-        """Nothing of the step stays: rows, outputs, and the runs it may have changed in memory."""
-        self.rows.drop_step()
-        for key in ctx.loaded:
-            self.cache.drop(key)
-        fresh = StepContext(
-            self.meta, self.rows, self.cache, self.guards, self._namespaces, ctx.epoch, ctx.offset, ctx.now_ns
-        )
-        for name in StepContext.__slots__:
-            setattr(ctx, name, getattr(fresh, name))
-
     # ---- quarantine -------------------------------------------------------------------------------------------------
 
     def _quarantine(self, ctx: StepContext, body: Record, reason: str) -> None:
@@ -303,36 +290,41 @@ class ShardFold:
         if run is None or not run.quarantined:
             return False
         part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
-        prefix = keys.parked_prefix(run.slot, part)
-        waiting = sum(1 for _ in self.rows.scan(prefix, prefix + b"\xff" * 9))
+        waiting = sum(1 for _ in self.rows.scan(*keys.parked_range(run.slot, part)))
         if waiting >= PARKED_MAX:
-            raise StatusError(8, f"workflow {run.workflow_id} is quarantined and {waiting} records wait for it already")
+            full = too_many(f"workflow {run.workflow_id} is quarantined and {waiting} records wait for it already")
+            ctx.step.reply = Reply(error=full)
+            self._reject_command(ctx, body, full, record.value)
+            return True
         ctx.rows.put(keys.parked(run.slot, part, record.offset), record.value)
         ctx.step.reply = Reply(error=StatusError(14, f"workflow {run.workflow_id} is quarantined: {run.quarantined}"))
         return True
 
     def _release(self, ctx: StepContext, body: Record) -> None:
+        """Takes up a quarantined run, and what waits for it, in order, until something quarantines it anew."""
         run = self._run_of(ctx, body)
         if run is None or not run.quarantined:
             ctx.step.ignored = True
             return
         run.quarantined = ""
         part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
-        prefix = keys.parked_prefix(run.slot, part)
-        waiting = list(self.rows.scan(prefix, prefix + b"\xff" * 9))
-        for key, _ in waiting:
-            ctx.rows.delete(key)
         due = next_deadline(run)
         if due:
             ctx.rows.put(keys.timer(due, run.slot, part), b"")
             run.deadline_ns = due
         ctx.put_run(run)
-        for _, value in waiting:
-            parked = codec.decode_shard_record(value)
-            try:
-                self._decide(ctx, parked["kind"], parked)
-            except StatusError:
-                continue
+        for key, value in list(self.rows.scan(*keys.parked_range(run.slot, part))):
+            ctx.rows.delete(key)
+            self._settle_late(ctx, value)
+            run = self._run_of(ctx, body)
+            if run is not None and run.quarantined:
+                break
+        ctx.step.reply = Reply()
+
+    def _settle_late(self, ctx: StepContext, value: bytes) -> None:
+        """Decides a record that had to wait, within the step of another."""
+        ctx.savepoint()
+        self._settle(ctx, codec.decode_shard_record(value), value)
 
     # ---- engine records ---------------------------------------------------------------------------------------------
 
@@ -352,8 +344,7 @@ class ShardFold:
         meta.offered_epoch = ctx.epoch
         for key, value in list(self.rows.scan(keys.EARLY, keys.EARLY_END)):
             ctx.rows.delete(key)
-            waited = codec.decode_shard_record(value)
-            self._decide(ctx, waited["kind"], waited)
+            self._settle_late(ctx, value)
 
     def _too_early(self, ctx: StepContext, kind: str, record: LogRecord) -> None:
         """Before Genesis nothing can be decided. A message of another shard, whose owner was quicker, waits for it;
@@ -424,7 +415,7 @@ class ShardFold:
         if not meta.offer_cursor:
             meta.offered_epoch = ctx.epoch
 
-    def _reject_command(self, ctx: StepContext, body: Record, error: StatusError, record: LogRecord) -> None:
+    def _reject_command(self, ctx: StepContext, body: Record, error: StatusError, value: bytes) -> None:
         """A user's record that the machine refuses is told on `commands-rejected`; an RPC's caller has the reply."""
         origin = body["origin"]
         if origin is None or origin["source"] != "COMMANDS":
@@ -438,7 +429,7 @@ class ShardFold:
                 "epoch": origin["epoch"],
                 "reason": error.message[:4096],
                 "code": int(error.code),
-                "sha256": hashlib.sha256(record.value).digest(),
+                "sha256": hashlib.sha256(value).digest(),
                 "sample": b"",
                 "key": body["workflow_id"].encode(),
             },

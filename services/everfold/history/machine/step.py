@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from everfold.kernel.errors import StatusError
@@ -140,6 +141,15 @@ class Step:
     messages_lost: str = ""
     #: runs quarantined by this step, with the reason
     quarantined: list[tuple[RunKey, str]] = field(default_factory=list)
+
+    def copy(self) -> Step:
+        """The step as it is now, with lists of its own."""
+        twin = copy(self)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, list):
+                setattr(twin, one.name, list(value))
+        return twin
 
 
 @dataclass(frozen=True, slots=True)

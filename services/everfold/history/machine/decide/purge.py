@@ -101,8 +101,7 @@ def purge(ctx: StepContext, run: Run) -> None:
     if run.sticky_row:
         ctx.rows.delete(keys.sticky(run.slot, part))
     if run.quarantined:
-        prefix = keys.parked_prefix(run.slot, part)
-        for key, _ in list(ctx.rows.scan(prefix, prefix + b"\xff" * 9)):
+        for key, _ in list(ctx.rows.scan(*keys.parked_range(run.slot, part))):
             ctx.rows.delete(key)
     for key, _ in list(ctx.rows.scan(*keys.history_range(run.slot, run.run_id, 0, _LAST))):
         ctx.rows.delete(key)
