@@ -70,7 +70,7 @@ def test_health_is_serving_for_the_services_there_are() -> None:
 def test_every_method_has_a_handler_or_a_refusal() -> None:
     async def scenario(frontend: Frontend) -> None:
         assert list(frontend.server.handlers) == known_methods()
-        assert len(frontend.server.handlers) == 123 + 12 + 2
+        assert len(frontend.server.handlers) == 123 + 12 + 1 + 2
 
     run(scenario)
 

@@ -7,10 +7,12 @@ import dataclasses
 import uuid
 
 import pytest
+from click.testing import CliRunner
 from temporalio.api.enums.v1 import workflow_pb2 as enums
 from temporalio.api.errordetails.v1 import message_pb2 as errordetails
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
+from everfold.cli.commands import everfold
 from everfold.frontend.limits import FrontendLimits
 from everfold.kernel import ids
 from everfold.kernel.errors import Code, StatusError
@@ -147,6 +149,25 @@ def test_the_run_id_travels_beside_the_request() -> None:
         first, second = frontend.router.calls
         assert first.args[:4] == ["REQUEST_CANCEL_WORKFLOW", NAMESPACE_ID, "w", RUN_ID]
         assert second.args[:4] == ["RESET_STICKY", NAMESPACE_ID, "w", RUN_ID]
+
+    run(scenario)
+
+
+def test_the_command_releases_a_workflow_through_a_frontend() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        await frontend.server.start()
+        try:
+            address = f"127.0.0.1:{frontend.server.port}"
+            arguments = ["workflow", "release", "-w", "w", "-r", RUN_ID, "--address", address]
+            done = await asyncio.to_thread(CliRunner().invoke, everfold, arguments)
+            assert (done.exit_code, done.output) == (0, "Workflow w goes on.\n")
+            assert frontend.router.only().args[:4] == ["RELEASE_WORKFLOW", NAMESPACE_ID, "w", RUN_ID]
+            frontend.router.answers["history", "execute"] = StatusError(Code.FAILED_PRECONDITION, "not quarantined")
+            refused = await asyncio.to_thread(CliRunner().invoke, everfold, arguments)
+            assert refused.exit_code == 1
+            assert "FAILED_PRECONDITION: not quarantined" in refused.output
+        finally:
+            await frontend.server.stop(0)
 
     run(scenario)
 

@@ -146,6 +146,29 @@ def test_a_namespace_deleted_elsewhere_takes_its_workflows_along(
     asyncio.run(main())
 
 
+def test_a_quarantined_run_is_released(kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply_topics(kafka, ClusterShape(SHARDS, 2, 1, single_broker=True))
+
+    async def main() -> None:
+        server = make(kafka, tmp_path)
+        await server.start()
+        await until(lambda: server.serving == [0, 1])
+        await execute([server], "START_WORKFLOW", "w", start("w", "r"))
+        with pytest.raises(StatusError, match="workflow w is not quarantined"):
+            await execute([server], "RELEASE_WORKFLOW", "w", b"")
+        with pytest.raises(StatusError, match="not found"):
+            await execute([server], "RELEASE_WORKFLOW", "nobody", b"")
+        with monkeypatch.context() as broken:
+            broken.setattr("everfold.history.machine.decide.signal.check_signal", None)
+            with pytest.raises(StatusError, match="workflow w is quarantined"):
+                await execute([server], "SIGNAL_WORKFLOW", "w", signal("w", "bad"))
+        assert await execute([server], "RELEASE_WORKFLOW", "w", b"") == b""
+        await execute([server], "SIGNAL_WORKFLOW", "w", signal("w", "good"))
+        await server.stop()
+
+    asyncio.run(main())
+
+
 def test_a_record_on_commands_from_an_ordinary_producer_starts_a_workflow(kafka: KafkaSettings, tmp_path: Path) -> None:
     apply_topics(kafka, ClusterShape(SHARDS, 2, 1, single_broker=True))
 

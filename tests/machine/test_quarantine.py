@@ -75,6 +75,9 @@ def test_what_is_still_defective_after_a_release_is_set_aside_again(shard: Shard
         with pytest.raises(StatusError, match="quarantined"):
             shard.signal(name)
     step = shard.append("RELEASE_WORKFLOW", {}, workflow_id="w")
+    assert step.reply is not None
+    assert step.reply.error is not None
+    assert "quarantined again" in step.reply.error.message
     assert [key.workflow_id for key, _ in step.quarantined] == ["w"]
     assert shard.history().splitlines()[-1].endswith("signal_name=first")
     with pytest.raises(StatusError, match="quarantined"):

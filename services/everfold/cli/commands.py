@@ -155,6 +155,33 @@ def config_reference() -> None:
 
 
 @everfold.group()
+def workflow() -> None:
+    """What Temporal's own command has no word for."""
+
+
+@workflow.command("release")
+@click.option("--workflow-id", "-w", required=True, help="Workflow id.")
+@click.option("--run-id", "-r", default="", help="Run id; the current run without.")
+@click.option("--namespace", "-n", default="default", show_default=True, help="Namespace.")
+@click.option("--address", default="127.0.0.1:7233", show_default=True, help="A frontend, HOST:PORT.")
+@click.option("--tls-ca-path", type=click.Path(exists=True, dir_okay=False), help="Use TLS, with this authority.")
+def workflow_release(**options: Any) -> None:
+    """Let a quarantined workflow go on.
+
+    A workflow is quarantined when the engine meets a state that it takes for impossible: a defect of Everfold's. The
+    log says so, and the metric everfold_runs_quarantined_total counts. What arrives for it waits. Release it with a
+    version that mends the defect; with the same version it will most likely be quarantined again.
+    """
+    from everfold.cli.release import release
+
+    try:
+        release(**options)
+    except Fatal as error:
+        _fail(str(error))
+    click.echo(f"Workflow {options['workflow_id']} goes on.")
+
+
+@everfold.group()
 def setup() -> None:
     """Fetch what is needed once."""
 

@@ -18,6 +18,9 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 WORKFLOW_SERVICE: Final = "temporal.api.workflowservice.v1.WorkflowService"
 OPERATOR_SERVICE: Final = "temporal.api.operatorservice.v1.OperatorService"
+EVERFOLD_SERVICE: Final = "everfold.api.v1.OperatorService"
+"""What Temporal has no method for. Requests and responses are messages of Temporal's all the same."""
+
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 
 
@@ -62,15 +65,16 @@ def method_path(service: str, method: str) -> str:
 
 
 def known_methods() -> list[str]:
-    """The path of every method of Temporal's two services and of the health service, in the order of their
-    definition.
+    """The path of every method of Temporal's two services, of Everfold's own and of the health service, in the order of
+    their definition.
     """
     services = (
         workflow_service.DESCRIPTOR.services_by_name["WorkflowService"],
         operator_service.DESCRIPTOR.services_by_name["OperatorService"],
     )
     paths = [method_path(service.full_name, method.name) for service in services for method in service.methods]
-    return [*paths, method_path(HEALTH_SERVICE, "Check"), method_path(HEALTH_SERVICE, "Watch")]
+    own = method_path(EVERFOLD_SERVICE, "ReleaseWorkflow")
+    return [*paths, own, method_path(HEALTH_SERVICE, "Check"), method_path(HEALTH_SERVICE, "Watch")]
 
 
 def unknown_method(path: str) -> StatusError:

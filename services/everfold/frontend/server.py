@@ -9,6 +9,7 @@ from typing import Final
 from everfold.frontend.activity import ActivityHandlers
 from everfold.frontend.backend import Backend, Router
 from everfold.frontend.calls import (
+    EVERFOLD_SERVICE,
     HEALTH_SERVICE,
     OPERATOR_SERVICE,
     WORKFLOW_SERVICE,
@@ -183,5 +184,6 @@ class FrontendServer:
         return {
             **{method_path(WORKFLOW_SERVICE, name): handler for name, handler in of_workflows.items()},
             **{method_path(OPERATOR_SERVICE, name): handler for name, handler in of_operators.items()},
+            method_path(EVERFOLD_SERVICE, "ReleaseWorkflow"): workflow.release,
             method_path(HEALTH_SERVICE, "Check"): this.health,
         }

@@ -206,6 +206,17 @@ class WorkflowHandlers:
         execution = validate.execution(message, "execution")
         return await core.execute(context, "RESET_STICKY", namespace, execution.workflow_id, execution.run_id, request)
 
+    async def release(self, context: CallContext, request: bytes) -> bytes:
+        """ReleaseWorkflow of Everfold's own service: a quarantined run goes on. The request is a
+        DescribeWorkflowExecutionRequest, the response is empty.
+        """
+        message = parse(ws.DescribeWorkflowExecutionRequest, request)
+        namespace = await self._core.namespace(message.namespace)
+        execution = validate.execution(message, "execution")
+        return await self._core.execute(
+            context, "RELEASE_WORKFLOW", namespace, execution.workflow_id, execution.run_id, b""
+        )
+
     async def describe(self, context: CallContext, request: bytes) -> bytes:
         """DescribeWorkflowExecution."""
         core = self._core

@@ -134,7 +134,8 @@ class HistoryService:
         held = await self._held(namespace_id, workflow_id, timeout)
         if kind == "COMPLETE_WORKFLOW_TASK":
             return await self._complete_workflow_task(held, namespace_id, workflow_id, run_id, message, timeout)
-        return await self._propose(held, kind, namespace_id, workflow_id, run_id, {"message": message}, timeout)
+        body = {} if kind == "RELEASE_WORKFLOW" else {"message": message}
+        return await self._propose(held, kind, namespace_id, workflow_id, run_id, body, timeout)
 
     async def start_task(
         self,

@@ -40,7 +40,7 @@ from everfold.history.machine.decide.hand_out import HandOut, prepare
 from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
 from everfold.history.machine.decide.offer_again import offer_tasks_again
 from everfold.history.machine.outputs import emit_visibility
-from everfold.history.machine.rejections import namespace_not_found, too_many
+from everfold.history.machine.rejections import namespace_not_found, too_many, workflow_not_found
 from everfold.history.machine.rows import Rows, RowStore
 from everfold.history.machine.shard_meta import ShardMeta
 from everfold.history.machine.state import Run, decode_run
@@ -297,7 +297,8 @@ class ShardFold:
             self._reject_command(ctx, body, full, record.value)
             return True
         ctx.rows.put(keys.parked(run.slot, part, record.offset), record.value)
-        ctx.step.reply = Reply(error=StatusError(14, f"workflow {run.workflow_id} is quarantined: {run.quarantined}"))
+        waits = f"workflow {run.workflow_id} is quarantined: {run.quarantined}"
+        ctx.step.reply = Reply(error=StatusError(Code.UNAVAILABLE, waits))
         return True
 
     def _release(self, ctx: StepContext, body: Record) -> None:
@@ -305,6 +306,8 @@ class ShardFold:
         run = self._run_of(ctx, body)
         if run is None or not run.quarantined:
             ctx.step.ignored = True
+            fine = StatusError(Code.FAILED_PRECONDITION, f"workflow {body['workflow_id']} is not quarantined")
+            ctx.step.reply = Reply(error=workflow_not_found(body["workflow_id"]) if run is None else fine)
             return
         run.quarantined = ""
         part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
@@ -320,6 +323,9 @@ class ShardFold:
             if run is not None and run.quarantined:
                 break
         ctx.step.reply = Reply()
+        if run is not None and run.quarantined:
+            again = f"workflow {run.workflow_id} is quarantined again: {run.quarantined}"
+            ctx.step.reply = Reply(error=StatusError(Code.FAILED_PRECONDITION, again))
 
     def _settle_late(self, ctx: StepContext, value: bytes) -> None:
         """Decides a record that had to wait, within the step of another."""
