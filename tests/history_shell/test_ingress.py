@@ -24,6 +24,7 @@ def command(name: str, workflow_id: str = "w", namespace: str = "default", reque
     bodies: dict[str, dict[str, Any]] = {
         "StartWorkflow": {"workflow_type": "greet", "task_queue": "queue"},
         "SignalWorkflow": {"signal_name": "go"},
+        "SignalWithStartWorkflow": {"workflow_type": "greet", "task_queue": "queue"},
     }
     return codec.encode(
         "Command",
@@ -84,12 +85,30 @@ def test_a_command_may_ask_for_retries_and_a_delay_as_the_rpc_may(world: World) 
         ({"retry_policy": {"backoff_coefficient": 0.5}}, "BackoffCoefficient cannot be less than 1 on retry policy."),
         ({"cron_schedule": "61 * * * *"}, "invalid CronSchedule."),
         ({"cron_schedule": "CRON_TZ=Nowhere/City 1 * * * *"}, "invalid CronSchedule."),
+        ({"cron_schedule": "* * * * *", "start_delay_ns": 1}, "may not be used together"),
+        ({"cron_schedule": "0 0 31 2 *"}, "no time can be found"),
+        ({"workflow_id": "w" * 1_001}, "WorkflowId exceeds maximum allowed length (1001/1000)"),
+        ({"workflow_type": "t" * 1_001}, "WorkflowType length exceeds limit."),
+        ({"request_id": "r" * 1_001}, "RequestId length exceeds limit."),
+        ({"task_queue": "/_sys/queue/1"}, "cannot start with reserved prefix /_sys/"),
+        ({"input": [{"metadata": {}, "data": bytes(2 * 1024 * 1024)}]}, "Blob data size exceeds limit."),
+        ({"memo": {"m": {"metadata": {}, "data": bytes(2 * 1024 * 1024)}}}, "Memo size exceeds limit."),
+        ({"priority": {"priority_key": -1}}, "priority key can't be negative"),
+        (
+            {"id_reuse_policy": "TERMINATE_IF_RUNNING", "id_conflict_policy": "USE_EXISTING"},
+            "Invalid WorkflowIDReusePolicy",
+        ),
+        ({"name": "SignalWorkflow", "signal_name": "s" * 1_001}, "SignalName length exceeds limit."),
+        (
+            {"name": "SignalWithStartWorkflow", "signal_name": "s", "id_conflict_policy": "FAIL"},
+            "WORKFLOW_ID_CONFLICT_POLICY_FAIL is not supported for this operation.",
+        ),
     ],
 )
 def test_a_command_that_the_rpc_would_refuse_is_rejected(world: World, fields: dict[str, Any], reason: str) -> None:
     owner = Owner(world).take()
     owner.open_ingress()
-    put(world, command("StartWorkflow", **fields))
+    put(world, command(**{"name": "StartWorkflow", **fields}))
     world.run(SECOND_NS)
     (rejected,) = world.records(COMMANDS_REJECTED.name)
     assert reason in rejected["reason"]

@@ -10,10 +10,12 @@ from typing import Any
 
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.frontend import tokens, validate
+from everfold.frontend import tokens
 from everfold.frontend.calls import CallContext
-from everfold.frontend.core import Core, invalid, parse
+from everfold.frontend.core import Core, parse
 from everfold.frontend.failures import server_failure, truncated
+from everfold.runtime import requests
+from everfold.runtime.requests import invalid
 
 _RESULT_TOO_LARGE = "Complete result exceeds size limit."
 _FAILURE_TOO_LARGE = "Failure exceeds size limit."
@@ -58,7 +60,7 @@ class ActivityHandlers:
     ) -> bytes:
         core = self._core
         token, namespace = await tokens.activity_task(core, message)
-        validate.identity(message.identity, core.limits.id_bytes_max)
+        requests.identity(message.identity, core.limits.id_bytes_max)
         if not token.workflow_id:
             raise invalid("WorkflowId is not set on request.")
         if field and self._over(message, request, field):
@@ -108,7 +110,7 @@ class ActivityHandlers:
         if not message.workflow_id:
             # An activity without a workflow, which is not built.
             raise invalid("WorkflowId is not set on request.")
-        validate.identity(message.identity, core.limits.id_bytes_max)
+        requests.identity(message.identity, core.limits.id_bytes_max)
         if field and self._over(message, request, field):
             failed = ws.RespondActivityTaskFailedByIdRequest(
                 namespace=message.namespace,
@@ -138,10 +140,10 @@ class ActivityHandlers:
         namespace = await core.namespace(message.namespace)
         if not message.HasField("execution"):
             raise invalid("WorkflowId is not set on request.")
-        execution = validate.execution(message, "execution")
+        execution = requests.execution(message, "execution")
         if message.WhichOneof("activity") is None:
             raise invalid("Either Activity.Id or Activity.Type should be set on request.")
-        validate.identity(message.identity, core.limits.id_bytes_max)
+        requests.identity(message.identity, core.limits.id_bytes_max)
         if message.jitter.ToNanoseconds() < 0:
             raise invalid("Jitter cannot be negative.")
         return await core.execute(

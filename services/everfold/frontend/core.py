@@ -8,32 +8,21 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from temporalio.api.enums.v1 import namespace_pb2 as namespace_enums
 from temporalio.api.errordetails.v1 import message_pb2 as errordetails
 
 from everfold.frontend.backend import Backend
 from everfold.frontend.calls import CallContext
 from everfold.frontend.limits import Admission, FrontendLimits
 from everfold.kernel.errors import Code, StatusError
-from everfold.runtime.namespaces import STATE_DEPRECATED, STATE_REGISTERED, Namespace, NamespaceRegistry
+from everfold.runtime.namespaces import Namespace, NamespaceRegistry
+from everfold.runtime.requests import USABLE, invalid, invalid_state
 
 _log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=Message)
 
-REGISTERED_ONLY: Final = (STATE_REGISTERED,)
-"""What may start new runs."""
-
-USABLE: Final = (STATE_REGISTERED, STATE_DEPRECATED)
-"""What may do anything else: a deprecated namespace finishes its work."""
-
 REPLY_MARGIN_SECONDS: Final = 1.0
 """A long poll ends this long before the client's deadline, so that the empty answer still arrives."""
-
-
-def invalid(message: str) -> StatusError:
-    """INVALID_ARGUMENT."""
-    return StatusError(Code.INVALID_ARGUMENT, message)
 
 
 def namespace_not_found(name: str) -> StatusError:
@@ -41,26 +30,6 @@ def namespace_not_found(name: str) -> StatusError:
     detail = errordetails.NamespaceNotFoundFailure(namespace=name)
     details = ((detail.DESCRIPTOR.full_name, detail.SerializeToString()),)
     return StatusError(Code.NOT_FOUND, f"Namespace {name} is not found.", details)
-
-
-def _state_name(state: int) -> str:
-    name: str = namespace_enums.NamespaceState.Name(state)  # type: ignore[arg-type]
-    return name.removeprefix("NAMESPACE_STATE_").title()
-
-
-def invalid_state(namespace: Namespace, allowed: tuple[int, ...]) -> StatusError:
-    """FAILED_PRECONDITION: the namespace's state forbids the call."""
-    detail = errordetails.NamespaceInvalidStateFailure(
-        namespace=namespace.name,
-        state=namespace.state,  # type: ignore[arg-type]
-        allowed_states=allowed,  # type: ignore[arg-type]
-    )
-    must = " or ".join(_state_name(state) for state in allowed)
-    return StatusError(
-        Code.FAILED_PRECONDITION,
-        f"Namespace has invalid state: {_state_name(namespace.state)}. Must be {must}.",
-        ((detail.DESCRIPTOR.full_name, detail.SerializeToString()),),
-    )
 
 
 def parse(message_type: type[_M], request: bytes) -> _M:

@@ -17,11 +17,13 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.frontend import validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.cluster import CLUSTER_NAME
-from everfold.frontend.core import Core, invalid, namespace_not_found, parse
+from everfold.frontend.core import Core, namespace_not_found, parse
 from everfold.frontend.limits import FrontendLimits
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.time import HOUR_NS, SECOND_NS
+from everfold.runtime import requests
 from everfold.runtime.namespaces import STATE_DELETED, STATE_DEPRECATED, STATE_REGISTERED, Namespace
+from everfold.runtime.requests import invalid
 
 _SEEN_SECONDS_MAX: Final = 5.0
 """How long an answer waits for its change to be read back. It is decided by then, so that a late topic is no failure.
@@ -83,7 +85,7 @@ class NamespaceHandlers:
         name = message.namespace
         if not name:
             raise invalid("Namespace not set on request.")
-        if validate.too_long(name, core.limits.id_bytes_max):
+        if requests.too_long(name, core.limits.id_bytes_max):
             raise invalid("Namespace length exceeds limit.")
         core.admission.admit("", "namespace")
         if message.is_global_namespace:

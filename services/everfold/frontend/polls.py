@@ -15,11 +15,12 @@ from typing import Final
 
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.frontend import validate
 from everfold.frontend.calls import CallContext
-from everfold.frontend.core import REPLY_MARGIN_SECONDS, Core, invalid, parse
+from everfold.frontend.core import REPLY_MARGIN_SECONDS, Core, parse
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime import requests
 from everfold.runtime.namespaces import Namespace
+from everfold.runtime.requests import invalid
 
 POLL_SECONDS_MIN: Final = 2.0
 """Below this a poll could only answer empty. As Temporal's common.MinLongPollTimeout."""
@@ -44,8 +45,8 @@ class PollHandlers:
         message = parse(ws.PollWorkflowTaskQueueRequest, request)
         namespace = await core.namespace(message.namespace, "poll")
         timeout = self._timeout(context)
-        validate.identity(message.identity, longest)
-        queue = validate.task_queue(message, longest)
+        requests.identity(message.identity, longest)
+        queue = requests.task_queue(message, longest)
         return await self._poll(context, namespace, "poll_workflow_task", queue.name, request, timeout)
 
     async def activity_task(self, context: CallContext, request: bytes) -> bytes:
@@ -54,8 +55,8 @@ class PollHandlers:
         message = parse(ws.PollActivityTaskQueueRequest, request)
         namespace = await core.namespace(message.namespace, "poll")
         timeout = self._timeout(context)
-        queue = validate.task_queue(message, longest)
-        validate.identity(message.identity, longest)
+        queue = requests.task_queue(message, longest)
+        requests.identity(message.identity, longest)
         return await self._poll(context, namespace, "poll_activity_task", queue.name, request, timeout)
 
     async def shutdown_worker(self, context: CallContext, request: bytes) -> bytes:

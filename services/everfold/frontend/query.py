@@ -5,10 +5,12 @@ from __future__ import annotations
 from temporalio.api.enums.v1 import query_pb2 as query_enums
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.frontend import tokens, validate
+from everfold.frontend import tokens
 from everfold.frontend.calls import CallContext
-from everfold.frontend.core import Core, invalid, parse
+from everfold.frontend.core import Core, parse
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime import requests
+from everfold.runtime.requests import invalid
 
 
 class QueryHandlers:
@@ -22,13 +24,13 @@ class QueryHandlers:
         core, limits = self._core, self._core.limits
         message = parse(ws.QueryWorkflowRequest, request)
         namespace = await core.namespace(message.namespace)
-        execution = validate.execution(message, "execution")
+        execution = requests.execution(message, "execution")
         if not message.HasField("query"):
             raise invalid("WorkflowQuery is not set on request.")
         if not message.query.query_type:
             raise invalid("QueryType is not set on request.")
         if len(request) > limits.blob_bytes_max:
-            validate.blob(message.query.query_args.ByteSize(), limits.blob_bytes_max)
+            requests.blob(message.query.query_args.ByteSize(), limits.blob_bytes_max)
         left = core.seconds_left(context)
         core.admission.enter(namespace.namespace_id, context.method)
         try:

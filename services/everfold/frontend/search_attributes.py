@@ -14,9 +14,9 @@ from typing import Any, Final
 from temporalio.api.common.v1 import message_pb2 as common
 from temporalio.api.enums.v1 import common_pb2 as common_enums
 
-from everfold.frontend.core import invalid
 from everfold.frontend.limits import FrontendLimits
 from everfold.runtime.namespaces import Namespace
+from everfold.runtime.requests import invalid
 from everfold.visibility.tree import PREDEFINED, SYSTEM_FIELDS
 from everfold.visibility.values import parse_rfc3339
 

@@ -9,7 +9,9 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.frontend import validate
 from everfold.frontend.calls import CallContext
-from everfold.frontend.core import Core, invalid, parse
+from everfold.frontend.core import Core, parse
+from everfold.runtime import requests
+from everfold.runtime.requests import invalid
 
 _BOTH_TYPES: Final = (task_queue_enums.TASK_QUEUE_TYPE_WORKFLOW, task_queue_enums.TASK_QUEUE_TYPE_ACTIVITY)
 
@@ -25,7 +27,7 @@ class TaskQueueHandlers:
         core = self._core
         message = parse(ws.DescribeTaskQueueRequest, request)
         namespace = await core.namespace(message.namespace)
-        queue = validate.task_queue(message, core.limits.id_bytes_max)
+        queue = requests.task_queue(message, core.limits.id_bytes_max)
         validate.refuse_unbuilt(message)
         enhanced = message.api_mode == task_queue_enums.DESCRIBE_TASK_QUEUE_MODE_ENHANCED
         if enhanced and queue.kind == task_queue_enums.TASK_QUEUE_KIND_STICKY:

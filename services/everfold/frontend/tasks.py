@@ -8,6 +8,7 @@ from everfold.frontend import tokens, validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, parse
 from everfold.frontend.failures import server_failure, truncated
+from everfold.runtime import requests
 
 
 class WorkflowTaskHandlers:
@@ -21,7 +22,7 @@ class WorkflowTaskHandlers:
         core = self._core
         message = parse(ws.RespondWorkflowTaskCompletedRequest, request)
         token, namespace = await tokens.workflow_task(core, message)
-        validate.identity(message.identity, core.limits.id_bytes_max)
+        requests.identity(message.identity, core.limits.id_bytes_max)
         validate.refuse_unbuilt(message)
         return await core.execute(
             context, "COMPLETE_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request
@@ -32,7 +33,7 @@ class WorkflowTaskHandlers:
         core = self._core
         message = parse(ws.RespondWorkflowTaskFailedRequest, request)
         token, namespace = await tokens.workflow_task(core, message)
-        validate.identity(message.identity, core.limits.id_bytes_max)
+        requests.identity(message.identity, core.limits.id_bytes_max)
         if len(request) > core.limits.blob_bytes_max and message.failure.ByteSize() > core.limits.blob_bytes_max:
             failure = server_failure("Failure exceeds size limit.")
             failure.cause.CopyFrom(truncated(message.failure))

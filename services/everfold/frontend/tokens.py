@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from everfold.frontend.core import Core, invalid
+from everfold.frontend.core import Core
 from everfold.kernel.tokens import (
     ActivityTaskToken,
     BadTaskToken,
@@ -15,6 +15,7 @@ from everfold.kernel.tokens import (
     decode_workflow_task_token,
 )
 from everfold.runtime.namespaces import Namespace
+from everfold.runtime.requests import invalid
 
 
 def _undecodable() -> Exception:

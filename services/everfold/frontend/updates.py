@@ -17,11 +17,13 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.frontend import validate
 from everfold.frontend.calls import CallContext
-from everfold.frontend.core import REGISTERED_ONLY, Core, invalid, parse
+from everfold.frontend.core import Core, parse
 from everfold.frontend.workflow import prepare_start
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime import requests
 from everfold.runtime.multi_operation import ABORTED, multi_operation_failed
 from everfold.runtime.namespaces import Namespace
+from everfold.runtime.requests import REGISTERED_ONLY, invalid
 
 _ADMITTED: Final = update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ADMITTED
 _COMPLETED: Final = update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
@@ -50,7 +52,7 @@ class UpdateHandlers:
         execution = message.update_ref.workflow_execution
         if not execution.workflow_id:
             raise invalid("Can't load workflow execution.  WorkflowId not set.")
-        if execution.run_id and not validate.is_run_id(execution.run_id):
+        if execution.run_id and not requests.is_run_id(execution.run_id):
             raise invalid("RunId is not valid UUID.")
         return await self._wait(context, "poll_update", namespace, execution.workflow_id, request)
 
@@ -99,11 +101,11 @@ class UpdateHandlers:
     def _prepare_update(self, message: ws.UpdateWorkflowExecutionRequest) -> None:
         """Checks an update, and makes explicit what the caller left open."""
         longest = self._core.limits.id_bytes_max
-        validate.execution(message, "workflow_execution")
+        requests.execution(message, "workflow_execution")
         if not message.request.HasField("meta"):
             raise invalid("Update meta is not set on request.")
         meta = message.request.meta
-        if validate.too_long(meta.update_id, longest):
+        if requests.too_long(meta.update_id, longest):
             raise invalid("UpdateId length exceeds limit.")
         meta.update_id = meta.update_id or str(uuid.uuid4())
         if not message.request.HasField("input"):
@@ -119,8 +121,8 @@ class UpdateHandlers:
                 ((detail.DESCRIPTOR.full_name, detail.SerializeToString()),),
             )
         policy.lifecycle_stage = policy.lifecycle_stage or _COMPLETED
-        validate.identity(meta.identity, longest)
-        validate.links(message.request)
+        requests.identity(meta.identity, longest)
+        requests.links(message.request)
         validate.refuse_unbuilt(message)
 
     async def _wait(

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import structlog
+from google.protobuf.message import Message
 
 from everfold.history.chains import Chains, Entry
 from everfold.history.machine.step import Step
@@ -33,7 +34,9 @@ from everfold.history.ports import Cancellable, Headers, Metrics, Namespaces, No
 from everfold.history.shard import Shard
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.ids import Origin, shard_of
+from everfold.kernel.limits import Limits
 from everfold.kernel.time import MILLISECOND_NS
+from everfold.runtime.requests import check_command
 from everfold.schemas.codec import Undecodable, decode_command
 from everfold.schemas.topics import COMMANDS, SHARD_LOG
 from everfold.schemas.translate import Place, translate
@@ -69,7 +72,7 @@ class Accepted(NamedTuple):
     Attributes:
         kind: of the shard record, e.g. SIGNAL_WORKFLOW.
         namespace: by name.
-        message: the RPC's request, serialized.
+        request: the RPC's.
         trace: trace context.
     """
 
@@ -77,8 +80,17 @@ class Accepted(NamedTuple):
     namespace: str
     workflow_id: str
     run_id: str
-    message: bytes
+    request: Message
     trace: dict[str, str]
+
+
+class _Limits:
+    """The shard's settings as the checks of requests ask for them."""
+
+    def __init__(self, settings: Limits) -> None:
+        self.id_bytes_max = settings["limit.maxIDLength"]
+        self.blob_bytes_max = settings["limit.blobSize.error"]
+        self.memo_bytes_max = settings["limit.memoSize.error"]
 
 
 class BadCommand(Exception):
@@ -114,8 +126,7 @@ def translate_command(value: bytes, place: Place) -> Accepted:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         # protobuf refuses what Avro allows, e.g. numbers beyond 32 bits: the record's fault, not the shard's
         raise BadCommand(f"the command cannot be expressed as a request: {error!r}") from None
-    message = command.request.SerializeToString(deterministic=True)
-    return Accepted(command.kind, command.namespace, command.workflow_id, command.run_id, message, command.trace)
+    return Accepted(*command)
 
 
 class CommandsFlow(Protocol):
@@ -218,8 +229,8 @@ class Ingress:
             if record.value is None:
                 raise BadCommand("the record has no value")
             command = self._translate(record.value, Place(COMMANDS.name, *(first_place or self._place(record))))
-            if len(command.message) > MESSAGE_BYTES_MAX:
-                raise BadCommand(f"the request has {len(command.message)} bytes, expected at most {MESSAGE_BYTES_MAX}")
+            if (size := command.request.ByteSize()) > MESSAGE_BYTES_MAX:
+                raise BadCommand(f"the request has {size} bytes, expected at most {MESSAGE_BYTES_MAX}")
             right = shard_of(command.namespace, command.workflow_id, self._shard_count)
             if right != self._shard.shard:
                 if first_place is not None:
@@ -246,17 +257,34 @@ class Ingress:
         if self._closed:
             return
         was_waiting, self._busy = self._busy, False
-        self._append(
-            record,
-            command.kind,
-            {"message": command.message},
-            namespace_id,
-            command.workflow_id,
-            command.run_id,
-            command.trace,
-        )
+        try:
+            message = self._check(command, namespace_id)
+        except BadCommand as bad:
+            self._reject(record, bad)
+        else:
+            self._append(
+                record,
+                command.kind,
+                {"message": message},
+                namespace_id,
+                command.workflow_id,
+                command.run_id,
+                command.trace,
+            )
         if was_waiting and not self._shard.folding:
             self._pump()
+
+    def _check(self, command: Accepted, namespace_id: str) -> bytes:
+        """The request as it goes into the log. Raises BadCommand for what the RPC would refuse."""
+        fold = self._shard.fold
+        namespace = fold.namespace(namespace_id)
+        if namespace is None:
+            raise BadCommand(f"Namespace {command.namespace} is not found.", Code.NOT_FOUND)
+        try:
+            check_command(command.request, namespace, _Limits(fold.meta.limits), fold.meta.clock_ns)
+        except StatusError as refusal:
+            raise BadCommand(refusal.message, refusal.code) from None
+        return command.request.SerializeToString(deterministic=True)
 
     def _looked_up(self, record: CommandRecord, read: bool) -> None:
         if read:
