@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -191,18 +192,27 @@ def test_a_bad_record_is_rejected_with_its_place_and_the_shard_goes_on(
     assert (rejected["partition"], rejected["offset"]) == (0, 0)
     assert reason in rejected["reason"]
     assert rejected["sample"] == (value or b"")
-    assert len(rejected["sha256"]) == 32
+    assert (rejected["sha256"], rejected["size_bytes"]) == (sha256(value or b"").digest(), len(value or b""))
+    assert rejected["rejected_at_ns"] > 0
     assert status(owner) is not None
 
 
 def test_a_rejection_by_the_machine_is_told_too(world: World) -> None:
     owner = Owner(world).take()
     owner.open_ingress()
-    put(world, command("SignalWorkflow", workflow_id="nobody"))
+    value = command("SignalWorkflow", workflow_id="nobody")
+    put(world, value)
+    put(world, b"nonsense")
     world.run(SECOND_NS)
-    (rejected,) = world.records(COMMANDS_REJECTED.name)
-    assert rejected["code"] == 5
-    assert owner.fold.meta.commands_offset == 0
+    rejected, nonsense = world.records(COMMANDS_REJECTED.name)
+    assert (rejected["code"], nonsense["code"]) == (5, 3)
+    assert (rejected["sha256"], rejected["size_bytes"]) == (sha256(value).digest(), len(value))
+    assert rejected["rejected_at_ns"] > 0
+    assert {name: count for name, count in owner.metrics.of.items() if "rejected" in name} == {
+        "records_rejected/NOT_FOUND": 1,
+        "records_rejected/INVALID_ARGUMENT": 1,
+    }
+    assert owner.fold.meta.commands_offset == 1
 
 
 def test_a_namespace_that_is_not_known_yet_is_looked_up_first(world: World) -> None:

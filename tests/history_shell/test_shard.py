@@ -392,3 +392,17 @@ def test_a_phase_that_is_over_is_not_entered_again(world: World, fate: str) -> N
     world.run(10 * SECOND_NS)
     assert owner.shard.serving
     started(world, owner)
+
+
+def test_only_what_was_there_before_counts_as_refolded(world: World) -> None:
+    first = Owner(world).take()
+    assert first.metrics.of["records_refolded"] == 0
+    first.propose("START_WORKFLOW", start("w"))
+    world.run(SECOND_NS)
+    before = len(world.records(SHARD_LOG.name))
+    first.crash()
+    again = Owner(world, store=first.store).take()
+    assert again.metrics.of["records_refolded"] == 0
+    again.crash()
+    wiped = Owner(world).take()
+    assert wiped.metrics.of["records_refolded"] >= before

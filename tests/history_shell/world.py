@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from bisect import insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from everfold.history.ingress import CommandRecord, Ingress
 from everfold.history.machine.shard_fold import LogRecord, ShardFold
 from everfold.history.machine.step import TaskOffer
-from everfold.history.ports import Delivered, Headers, Identity, ProducerFull, ShellGuards, ShellLimits
+from everfold.history.ports import Delivered, Headers, Identity, NoMetrics, ProducerFull, ShellGuards, ShellLimits
 from everfold.history.proposals import Verdict
 from everfold.history.shard import Shard
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
@@ -292,6 +292,16 @@ class Ports:
 _instances = random.Random(1)
 
 
+class Counts(NoMetrics):
+    """Counters by name, whatever their labels but a reason."""
+
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+
+    def count(self, name: str, amount: int = 1, **labels: str) -> None:
+        self.of["/".join(filter(None, (name, labels.get("reason"))))] += amount
+
+
 @dataclass
 class Owner:
     """A shard with its store, as one process runs it."""
@@ -310,6 +320,7 @@ class Owner:
     offers: list[TaskOffer] = field(default_factory=list)
     served: bool = False
     ingress: Ingress | None = None
+    metrics: Counts = field(default_factory=Counts)
 
     def take(self, *, wait: bool = True) -> Owner:
         world = self.world
@@ -327,6 +338,7 @@ class Owner:
             self,
             limits=self.limits,
             guards=self.guards,
+            metrics=self.metrics,
         )
         offset, _ = self.shard.resume_position()
         self.reader = Reader(world, SHARD_LOG.name, self.shard_number, offset, self.shard.on_records, self.batch)

@@ -29,6 +29,7 @@ import structlog
 from google.protobuf.message import Message
 
 from everfold.history.chains import Chains, Entry
+from everfold.history.machine.shard_fold import COMMAND_BYTES, COMMAND_SHA256
 from everfold.history.machine.step import Step
 from everfold.history.ports import Cancellable, Headers, Metrics, Namespaces, NoMetrics, ProducerFull, ShardPorts
 from everfold.history.shard import Shard
@@ -127,6 +128,11 @@ def translate_command(value: bytes, place: Place) -> Accepted:
         # protobuf refuses what Avro allows, e.g. numbers beyond 32 bits: the record's fault, not the shard's
         raise BadCommand(f"the command cannot be expressed as a request: {error!r}") from None
     return Accepted(*command)
+
+
+def command_facts(value: bytes) -> dict[str, str]:
+    """What the shard's log tells of the bytes of a command, in case the fold refuses it."""
+    return {COMMAND_SHA256: hashlib.sha256(value).hexdigest(), COMMAND_BYTES: str(len(value))}
 
 
 class CommandsFlow(Protocol):
@@ -302,7 +308,6 @@ class Ingress:
 
     def _reject(self, record: CommandRecord, bad: BadCommand) -> None:
         value = record.value or b""
-        self._metrics.count("records_rejected", reason=Code(bad.code).name)
         log.warning(
             "command rejected",
             partition=self._shard.shard,
@@ -319,6 +324,7 @@ class Ingress:
             "code": int(bad.code),
             "sha256": hashlib.sha256(value).digest(),
             "sample": value[:SAMPLE_BYTES_MAX],
+            "size_bytes": len(value),
             "key": (record.key or b"")[:SAMPLE_BYTES_MAX],
         }
         self._append(record, "COMMAND_REJECTED", body)
@@ -371,6 +377,7 @@ class Ingress:
             origin=origin,
             predecessor=predecessor,
             trace=trace,
+            facts=None if kind in ("COMMAND_REJECTED", "COMMANDS_PASSED") else command_facts(record.value or b""),
         )
         self._last = (record.epoch, record.offset)
         self._in_flight.append(self._last)

@@ -42,7 +42,7 @@ from everfold.history.taking import Phase, Taking
 from everfold.history.timers import ShardClock, Timers
 from everfold.history.update_waiters import UpdateWaiters
 from everfold.history.waiters import Waiters
-from everfold.kernel.errors import LogTruncated, ShardLost, StatusError
+from everfold.kernel.errors import Code, LogTruncated, ShardLost, StatusError
 from everfold.kernel.ids import Origin, record_key
 from everfold.kernel.time import SECOND_NS
 from everfold.runtime.zones import zone_facts
@@ -254,6 +254,8 @@ class Shard:
         self.barrier.folded(record.offset + 1, own)
         if step.messages_lost:
             log.error("messages lost by Kafka", shard=self.shard, source=step.messages_lost, offset=record.offset)
+        if step.rejected is not None and self.phase is Phase.SERVING:
+            self._metrics.count("records_rejected", reason=Code(step.rejected).name)
         for run, reason in step.quarantined:
             self._metrics.count("runs_quarantined")
             log.error("run quarantined", shard=self.shard, run=tuple(run), offset=record.offset, reason=reason)
@@ -266,7 +268,7 @@ class Shard:
             self.clock.reset(self.fold.meta.clock_ns)
         else:
             self.clock.folded(self.fold.meta.clock_ns)
-        self._metrics.count("records_folded" if serving else "records_refolded", len(steps), shard=self._label)
+        self._count(steps, serving)
         if self.phase is not Phase.SERVING:
             self._taking.advance()
             if self._taking.ready:
@@ -282,6 +284,14 @@ class Shard:
         for hook in self.after_batch:
             hook(steps)
         self._back_pressure()
+
+    def _count(self, steps: list[Step], serving: bool) -> None:
+        new = len(steps)
+        if not serving:
+            # What this owner has appended while taking the shard is new; the rest was there before it came.
+            new = sum(step.proposer[0] == self._proposals.instance for step in steps)
+            self._metrics.count("records_refolded", len(steps) - new, shard=self._label)
+        self._metrics.count("records_folded", new, shard=self._label)
 
     def _hash_mismatch(self, offset: int, epoch: int, state_hash: bytes) -> None:
         text = (
@@ -464,6 +474,7 @@ class Shard:
         origin: Origin | None = None,
         predecessor: Origin | None = None,
         trace: dict[str, str] | None = None,
+        facts: dict[str, str] | None = None,
     ) -> tuple[bytes, bytes]:
         """Key and value of a shard record of this owner. `start`: of the workflow's task that is handed out."""
         value = encode_shard_record(
@@ -480,7 +491,7 @@ class Shard:
                     "clock_ns": self._ports.now_ns(),
                 },
                 "trace": trace or {},
-                "facts": zone_facts(body.get("message"), self._ports.now_ns()),
+                "facts": zone_facts(body.get("message"), self._ports.now_ns()) | (facts or {}),
                 "body": body,
                 "start": start,
             }

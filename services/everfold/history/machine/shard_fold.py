@@ -11,7 +11,6 @@ happens then (law 9):
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -69,6 +68,13 @@ CLOCK_LEAD_MAX_NS: Final = SECOND_NS
 
 PARKED_MAX: Final = 1_000
 """Records that wait for one quarantined run at most; more are refused as busy, so a store cannot grow without bound."""
+
+
+COMMAND_SHA256: Final = "command.sha256"
+"""Fact of a record that came from `commands`: SHA-256 of the value that a user wrote, in hex."""
+
+COMMAND_BYTES: Final = "command.bytes"
+"""The size of that value."""
 
 
 class LogRecord(NamedTuple):
@@ -199,10 +205,10 @@ class ShardFold:
             ctx.commit()
             return
         if not self._park(ctx, body, record):
-            self._settle(ctx, body, record.value)
+            self._settle(ctx, body)
         ctx.commit()
 
-    def _settle(self, ctx: StepContext, body: Record, value: bytes) -> None:
+    def _settle(self, ctx: StepContext, body: Record) -> None:
         """Decides a record about a run. A refusal or a defect undoes what it did, and nothing before that."""
         kind = body["kind"]
         try:
@@ -212,7 +218,7 @@ class ShardFold:
         except StatusError as refusal:
             ctx.go_back()
             ctx.step.reply = Reply(error=refusal)
-            self._reject_command(ctx, body, refusal, value)
+            self._reject_command(ctx, body, refusal)
             if refusal.code == Code.NOT_FOUND and kind in LEFTOVERS:
                 void_leftover(ctx, self._run_of(ctx, body), kind, body)
         except (MemoryError, ShardLost):
@@ -220,7 +226,7 @@ class ShardFold:
         except Exception as defect:  # the pure step is the same on every host: so is its failure (law 9)
             ctx.go_back()
             self._quarantine(ctx, body, f"{type(defect).__name__}: {defect}"[:500])
-            self._reject_command(ctx, body, StatusError(13, "the workflow is quarantined; see the server's log"), value)
+            self._reject_command(ctx, body, StatusError(13, "the workflow is quarantined; see the server's log"))
 
     def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
         by_run = _BY_RUN.get(kind)
@@ -294,7 +300,7 @@ class ShardFold:
         if waiting >= PARKED_MAX:
             full = too_many(f"workflow {run.workflow_id} is quarantined and {waiting} records wait for it already")
             ctx.step.reply = Reply(error=full)
-            self._reject_command(ctx, body, full, record.value)
+            self._reject_command(ctx, body, full)
             return True
         ctx.rows.put(keys.parked(run.slot, part, record.offset), record.value)
         waits = f"workflow {run.workflow_id} is quarantined: {run.quarantined}"
@@ -330,7 +336,7 @@ class ShardFold:
     def _settle_late(self, ctx: StepContext, value: bytes) -> None:
         """Decides a record that had to wait, within the step of another."""
         ctx.savepoint()
-        self._settle(ctx, codec.decode_shard_record(value), value)
+        self._settle(ctx, codec.decode_shard_record(value))
 
     # ---- engine records ---------------------------------------------------------------------------------------------
 
@@ -421,7 +427,7 @@ class ShardFold:
         if not meta.offer_cursor:
             meta.offered_epoch = ctx.epoch
 
-    def _reject_command(self, ctx: StepContext, body: Record, error: StatusError, value: bytes) -> None:
+    def _reject_command(self, ctx: StepContext, body: Record, error: StatusError) -> None:
         """A user's record that the machine refuses is told on `commands-rejected`; an RPC's caller has the reply."""
         origin = body["origin"]
         if origin is None or origin["source"] != "COMMANDS":
@@ -435,7 +441,8 @@ class ShardFold:
                 "epoch": origin["epoch"],
                 "reason": error.message[:4096],
                 "code": int(error.code),
-                "sha256": hashlib.sha256(value).digest(),
+                "sha256": bytes.fromhex(body["facts"].get(COMMAND_SHA256, "")),
+                "size_bytes": int(body["facts"].get(COMMAND_BYTES, -1)),
                 "sample": b"",
                 "key": body["workflow_id"].encode(),
             },
@@ -443,6 +450,8 @@ class ShardFold:
 
     def _emit_rejected(self, ctx: StepContext, rejected: Record) -> None:
         key = rejected.pop("key", b"")
+        rejected["rejected_at_ns"] = ctx.now_ns
+        ctx.step.rejected = rejected["code"]
         ctx.emit(COMMANDS_REJECTED, 0, key, "RejectedCommand", rejected)
 
     def _all_runs(self) -> Iterator[Run]:

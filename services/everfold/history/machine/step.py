@@ -139,6 +139,8 @@ class Step:
     ignored: bool = False
     #: the source whose messages before this one are gone with a tail of the log that Kafka lost; "" for none
     messages_lost: str = ""
+    #: gRPC code with which a record of `commands` was refused
+    rejected: int | None = None
     #: runs quarantined by this step, with the reason
     quarantined: list[tuple[RunKey, str]] = field(default_factory=list)
 
