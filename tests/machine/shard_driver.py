@@ -75,7 +75,14 @@ class ShardDriver:
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
-    def know_namespace(self, search_attributes: dict[str, str], version: int = 1, *, deleted: bool = False) -> None:
+    def know_namespace(
+        self,
+        search_attributes: dict[str, str],
+        version: int = 1,
+        *,
+        deleted: bool = False,
+        retention_ns: int = DAY_NS,
+    ) -> None:
         record = {
             "namespace_id": NAMESPACE_ID,
             "name": NAMESPACE,
@@ -84,7 +91,7 @@ class ShardDriver:
             "description": "",
             "owner_email": "",
             "data": {},
-            "retention_ns": DAY_NS,
+            "retention_ns": retention_ns,
             "search_attributes": search_attributes,
             "created_at_ns": START_NS,
             "deleted": deleted,

@@ -126,6 +126,42 @@ def test_only_so_much_may_be_pending(limit: str, command: Command, cause: str) -
     assert f"cause={cause}" in shard.history()
 
 
+@pytest.mark.parametrize("limit", ["history.maxInFlightUpdates", "history.maxTotalUpdates"])
+def test_only_so_many_updates(limit: str) -> None:
+    shard = ShardDriver(settings={limit: 1})
+    shard.start()
+    shard.complete(shard.poll())
+    shard.request("UPDATE_WORKFLOW", update("first", 1), workflow_id="w")
+    with pytest.raises(StatusError):
+        shard.request("UPDATE_WORKFLOW", update("second", 1), workflow_id="w")
+
+
+def test_a_limit_of_zero_is_none() -> None:
+    counts = {name: 0 for name in DEFAULTS if "numPending" in name or "Updates" in name or "maximumSignals" in name}
+    shard = ShardDriver(settings=counts)
+    shard.start()
+    shard.signal()
+    commands = (schedule_activity("a"), start_child("b"), signal_external("c"), cancel_external("d"))
+    shard.complete(shard.poll(), *commands)
+    shard.request("UPDATE_WORKFLOW", update("u", 100), workflow_id="w")
+    assert "suggest" not in str(shard.poll().history)
+
+
+def test_many_updates_suggest_to_continue_as_new() -> None:
+    shard = ShardDriver(settings={"history.maxTotalUpdates": 10})
+    shard.start()
+    shard.complete(shard.poll())
+    for number in range(8):
+        shard.request("UPDATE_WORKFLOW", update(f"u{number}", 1), workflow_id="w")
+    assert "suggest" not in str(shard.poll(offer=shard.offers[-1]).history)
+    shard = ShardDriver(settings={"history.maxTotalUpdates": 10, "history.maxInFlightUpdates": 0})
+    shard.start()
+    shard.complete(shard.poll())
+    for number in range(9):
+        shard.request("UPDATE_WORKFLOW", update(f"u{number}", 1), workflow_id="w")
+    assert "SUGGEST_CONTINUE_AS_NEW_REASON_TOO_MANY_UPDATES" in str(shard.poll().history)
+
+
 def test_a_run_takes_only_so_many_signals() -> None:
     shard = ShardDriver(settings={"history.maximumSignalsPerExecution": 2})
     shard.start()

@@ -11,6 +11,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine.decide.purge import SWEPT_MAX
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.time import DAY_NS
 from everfold.schemas import codec
 
 DAY_S = 86_400
@@ -49,6 +50,16 @@ def test_a_namespace_is_deleted_once(shard: ShardDriver) -> None:
     shard.request("DELETE_NAMESPACE", by_name)
     with pytest.raises(StatusError):
         shard.request("DELETE_NAMESPACE", by_name)
+
+
+def test_the_retention_is_that_of_the_namespace_when_the_run_closes(shard: ShardDriver) -> None:
+    run_id = shard.start()
+    shard.know_namespace({}, version=2, retention_ns=3 * DAY_NS)
+    shard.complete(shard.poll(), complete_workflow())
+    shard.sleep(2 * DAY_S)
+    assert shard.fold.run(NAMESPACE_ID, "default", "w", run_id) is not None
+    shard.sleep(1 * DAY_S + 1)
+    assert shard.fold.run(NAMESPACE_ID, "default", "w", run_id) is None
 
 
 def rows_of_runs(shard: ShardDriver) -> list[bytes]:

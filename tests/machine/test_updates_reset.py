@@ -135,6 +135,18 @@ def test_an_update_that_nobody_answered_goes_on_beside_one_that_was_rejected(sha
     assert [message.id for message in shard.poll().messages] == ["u/request"]
 
 
+def test_a_rejected_update_does_not_count() -> None:
+    shard = ShardDriver(settings={"history.maxTotalUpdates": 1})
+    idle(shard)
+    for _ in range(2):
+        shard.request("UPDATE_WORKFLOW", update_request("rejected"), workflow_id="w")
+        shard.complete(shard.poll(), messages=[rejection("rejected")], **sticky())
+        shard.request("UPDATE_WORKFLOW", update_request("ignored"), workflow_id="w")
+        shard.complete(shard.poll(), **sticky())
+    assert {item.stage for item in news(shard)} == {"rejected"}
+    shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
+
+
 def test_an_update_is_admitted_once(shard: ShardDriver) -> None:
     idle(shard)
     shard.request("UPDATE_WORKFLOW", update_request(), workflow_id="w")
@@ -289,6 +301,22 @@ def test_an_eager_start_brings_its_first_task_along(shard: ShardDriver) -> None:
     task = answer.eager_workflow_task
     assert [event.event_id for event in task.history.events] == [1, 2, 3]
     shard.complete(task, complete_workflow())
+
+
+def test_an_eager_start_asked_again_brings_its_task_along_until_it_is_answered(shard: ShardDriver) -> None:
+    request = ws.StartWorkflowExecutionRequest(workflow_id="w", request_id="r", request_eager_execution=True)
+    request.workflow_type.name, request.task_queue.name = "Greeting", "queue"
+
+    def ask() -> ws.StartWorkflowExecutionResponse:
+        reply = shard.request("START_WORKFLOW", request, workflow_id="w")
+        return ws.StartWorkflowExecutionResponse.FromString(reads.assemble(shard.fold, reply))
+
+    first = ask()
+    assert first.HasField("eager_workflow_task")
+    assert ask() == first
+    shard.complete(first.eager_workflow_task, schedule_activity())
+    again = ask()
+    assert (again.run_id, again.started, again.HasField("eager_workflow_task")) == (first.run_id, True, False)
 
 
 def reset(shard: ShardDriver, at: int, **fields: object) -> str:

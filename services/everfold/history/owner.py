@@ -333,7 +333,7 @@ class HistoryServer:
                 self.metrics.gauge("outbox_depth", shard.outbox.depth, shard=label)
                 self.metrics.gauge("in_flight_records", shard.in_flight, shard=label)
                 self._count_cache(shard)
-                self._tell_of_deletions(shard)
+                self._tell_of_namespaces(shard)
             self.metrics.gauge("waiters", waiting)
             topics = (self.log_topic, self.commands_topic)
             with suppress(KafkaUnavailable):
@@ -346,12 +346,12 @@ class HistoryServer:
                         lag = max(end - meta.commands_offset - 1, 0)
                         self.metrics.gauge("topic_lag_records", lag, topic=topic, partition=label)
 
-    def _tell_of_deletions(self, shard: Shard) -> None:
-        """Nobody asks anything of a shard about a deleted namespace any more, and so nobody else tells it."""
-        for namespace_id in shard.fold.meta.namespaces:
-            name = self.namespaces.name_of(namespace_id)
-            if name is not None and self.namespaces.id_of(name) != namespace_id:
-                shard.tell_namespace(namespace_id, lambda _error: None)
+    def _tell_of_namespaces(self, shard: Shard) -> None:
+        """Requests tell a shard of a namespace's change before they come. Of one that nobody asks for any more, because
+        it is deleted, or that only timers move, nobody else tells.
+        """
+        for namespace_id in list(shard.fold.meta.namespaces):
+            shard.tell_namespace(namespace_id, lambda _error: None)
 
     def _count_cache(self, shard: Shard) -> None:
         """The run cache counts for itself; what came since the last look goes to the metrics."""

@@ -11,6 +11,9 @@ from typing import Final
 
 from everfold.kernel.time import MINUTE_NS, SECOND_NS
 
+MILLION: Final = 1_000_000
+"""Ratios are settings in millionths: the fold knows no floating-point numbers."""
+
 DEFAULTS: Final[Mapping[str, int]] = {
     "limit.blobSize.error": 2 * 1024 * 1024,
     "limit.memoSize.error": 2 * 1024 * 1024,
@@ -33,6 +36,7 @@ DEFAULTS: Final[Mapping[str, int]] = {
     "history.maxInFlightUpdates": 10,
     "history.maxInFlightUpdatePayloads": 20 * 1024 * 1024,
     "history.maxTotalUpdates": 2_000,
+    "history.maxTotalUpdates.suggestContinueAsNewThreshold": 900_000,
     "history.defaultWorkflowTaskTimeout": 10 * SECOND_NS,
     "history.maxWorkflowTaskTimeout": 120 * SECOND_NS,
     "history.workflowTaskHeartbeatTimeout": 30 * MINUTE_NS,
@@ -54,6 +58,10 @@ class Limits:
 
     def __init__(self, changed: Mapping[str, int] | None = None) -> None:
         self.changed: dict[str, int] = dict(changed or {})
+
+    def reached(self, name: str, count: int) -> bool:
+        """Whether there are so many already that no more may come. As in Temporal, a limit of 0 is none."""
+        return 0 < self[name] <= count
 
     def __getitem__(self, name: str) -> int:
         value = self.changed.get(name)

@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from everfold.kernel.limits import DEFAULTS
+from everfold.kernel.limits import DEFAULTS, MILLION
 from everfold.kernel.time import HOUR_NS, MICROSECOND_NS, MILLISECOND_NS, MINUTE_NS, SECOND_NS
 
 COUNT: Final = "count"
 BYTES: Final = "bytes"
 DURATION: Final = "duration"
 FLAG: Final = "true/false"
+RATIO: Final = "ratio"
+"""0 to 1; in millionths where it is read."""
 
 _UNITS_NS: Final = {
     "ns": 1,
@@ -40,7 +42,7 @@ class Known:
 
     Attributes:
         name: Temporal's.
-        kind: COUNT, BYTES, DURATION or FLAG.
+        kind: COUNT, BYTES, DURATION, FLAG or RATIO.
         help: one sentence.
         key: what the fold calls it; empty when the fold does not read it.
         default: the value when nothing is given; durations in nanoseconds.
@@ -84,6 +86,11 @@ FOLDED: Final = (
     _folded("history.maxInFlightUpdates", COUNT, "Most updates in flight in a run."),
     _folded("history.maxInFlightUpdatePayloads", BYTES, "Most bytes of requests of the updates in flight in a run."),
     _folded("history.maxTotalUpdates", COUNT, "Most updates that a run takes."),
+    _folded(
+        "history.maxTotalUpdates.suggestContinueAsNewThreshold",
+        RATIO,
+        "Part of them from which on continue-as-new is suggested.",
+    ),
     _folded("history.defaultWorkflowTaskTimeout", DURATION, "Workflow task timeout of a start that gives none."),
     _folded("history.workflowTaskHeartbeatTimeout", DURATION, "How long a workflow task may go on by heartbeating."),
     _folded("history.workflowTaskRetryMaxInterval", DURATION, "Longest backoff of a workflow task that keeps failing."),
@@ -220,6 +227,10 @@ def _value(kind: str, text: str) -> int:
         return int(value)
     if kind == DURATION:
         return duration_ns(str(value))
+    if kind == RATIO:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError("expected a number from 0 to 1")
+        return round(value * MILLION)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError("expected a whole number, not negative")
     return value
@@ -252,4 +263,6 @@ def shown(kind: str, value: int) -> str:
         for unit, size in (("MiB", 1024 * 1024), ("KiB", 1024)):
             if value and value % size == 0:
                 return f"{value} ({value // size} {unit})"
+    if kind == RATIO:
+        return str(value / MILLION)
     return str(value)

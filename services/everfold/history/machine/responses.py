@@ -32,6 +32,7 @@ HISTORY_PAGE_EVENTS: Final = 256
 
 _REASON_SIZE: Final = workflow_pb2.SUGGEST_CONTINUE_AS_NEW_REASON_HISTORY_SIZE_TOO_LARGE
 _REASON_COUNT: Final = workflow_pb2.SUGGEST_CONTINUE_AS_NEW_REASON_TOO_MANY_HISTORY_EVENTS
+_REASON_UPDATES: Final = workflow_pb2.SUGGEST_CONTINUE_AS_NEW_REASON_TOO_MANY_UPDATES
 
 
 def workflow_task(run: Run, task: WorkflowTask) -> Reply:
@@ -103,12 +104,14 @@ def transient_suffix(run: Run, task: WorkflowTask) -> tuple[bytes, ...]:
 
 
 def set_suggestion(attributes: history_pb2.WorkflowTaskStartedEventAttributes, reasons: int) -> None:
-    """Sets the advice to continue as new: bit 0 of `reasons` for the history's size, bit 1 for its number of events."""
+    """Sets the advice to continue as new: the bits of `reasons` are those of `suggested_reasons`."""
     attributes.suggest_continue_as_new = bool(reasons)
     if reasons & 1:
         attributes.suggest_continue_as_new_reasons.append(_REASON_SIZE)
     if reasons & 2:
         attributes.suggest_continue_as_new_reasons.append(_REASON_COUNT)
+    if reasons & 4:
+        attributes.suggest_continue_as_new_reasons.append(_REASON_UPDATES)
 
 
 def task_completed(ctx: StepContext, run: Run, eager: list[int], inline: bool) -> Reply:

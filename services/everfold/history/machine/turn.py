@@ -189,6 +189,9 @@ class Turn:
         run.transitions += 1
         closing = None if run.running else next((e for e in self.events if e.event_type in events.CLOSING), None)
         if closing is not None:
+            namespace = ctx.namespace(run.namespace_id)
+            if namespace is not None:  # what holds when the run closes (task_generator.go, getRetention)
+                run.retention_ns = namespace.retention_ns
             announce_close(ctx, run, closing)
             ctx.step.closed.append(RunKey(run.namespace_id, run.workflow_id, run.run_id))
             self.visible = True

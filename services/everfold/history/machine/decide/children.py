@@ -51,7 +51,7 @@ def start_child(
         cause,
         "StartChildWorkflowExecutionCommandAttributes. Input exceeds size limit.",
     )
-    if len(run.children) >= limits["limit.numPendingChildExecutions.error"]:
+    if limits.reached("limit.numPendingChildExecutions.error", len(run.children)):
         raise CommandFailed(
             "PENDING_CHILD_WORKFLOWS_LIMIT_EXCEEDED",
             f"the number of pending child workflow executions, {len(run.children)}, has reached the per-workflow limit "
@@ -253,7 +253,7 @@ def _fill_external(a: Any, external: Any, initiated_event_id: int) -> None:
 
 def _check_pending(turn: Turn, kind: str, limit: str, cause: str) -> None:
     pending = sum(1 for external in turn.run.externals.values() if external.kind == kind)
-    if pending >= turn.ctx.limits[limit]:
+    if turn.ctx.limits.reached(limit, pending):
         raise CommandFailed(cause, f"{pending} are pending, the per-workflow limit is {turn.ctx.limits[limit]}")
 
 

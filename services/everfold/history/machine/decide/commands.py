@@ -140,7 +140,7 @@ def _schedule_activity(
         "BAD_SCHEDULE_ACTIVITY_ATTRIBUTES",
         "ScheduleActivityTaskCommandAttributes.Input exceeds size limit.",
     )
-    if len(run.activities) >= limits["limit.numPendingActivities.error"]:
+    if limits.reached("limit.numPendingActivities.error", len(run.activities)):
         raise CommandFailed(
             "PENDING_ACTIVITIES_LIMIT_EXCEEDED",
             f"the number of pending activities, {len(run.activities)}, has reached the per-workflow limit of "

@@ -79,7 +79,7 @@ def check_signal(ctx: StepContext, run: Run, input_bytes: int) -> None:
     """
     if run.close_attempted and run.task_started:
         raise busy("workflow operation can not be applied because workflow is closing")
-    if run.signal_count >= ctx.limits["history.maximumSignalsPerExecution"]:
+    if ctx.limits.reached("history.maximumSignalsPerExecution", run.signal_count):
         raise invalid("exceeded workflow execution limit for signal events")
     if input_bytes > ctx.limits["limit.blobSize.error"]:
         raise invalid("Blob data size exceeds limit.")

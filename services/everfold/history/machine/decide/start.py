@@ -50,7 +50,7 @@ def decide_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     current = ctx.find(namespace.namespace_id, namespace.name, request.workflow_id, "")
     if current is not None and ctx.guards.start_dedupe and current.create_request_id == request.request_id:
         ctx.step.ignored = True
-        return _started(current, True)
+        return _started_again(current, request)
     if (
         current is not None
         and current.running
@@ -115,7 +115,20 @@ def _started_eagerly(turn: Turn, request: ws.StartWorkflowExecutionRequest) -> R
     schedule_workflow_task(turn, offer=False)
     begin_task(turn, request.request_id, request.identity)
     turn.finish()
-    run = turn.run
+    return _with_first_task(turn.run)
+
+
+def _started_again(run: Run, request: ws.StartWorkflowExecutionRequest) -> Reply:
+    """The same start again: the same answer, with the first workflow task if that went out with it and is still out
+    (startworkflow/api.go, respondToRetriedRequest).
+    """
+    task = run.workflow_task
+    if request.request_eager_execution and task is not None and task.started_event_id == 3 and task.attempt == 1:
+        return _with_first_task(run)
+    return _started(run, True)
+
+
+def _with_first_task(run: Run) -> Reply:
     task = run.workflow_task
     assert task is not None
     started = _started(run, True)

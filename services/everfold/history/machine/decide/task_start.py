@@ -13,7 +13,7 @@ from everfold.history.machine.decide.schedule import record_scheduled
 from everfold.history.machine.protocol import send_updates
 from everfold.history.machine.state import Run, WorkflowTask
 from everfold.history.machine.turn import Turn
-from everfold.kernel.limits import Limits
+from everfold.kernel.limits import MILLION, Limits
 
 
 def begin_task(turn: Turn, request_id: str, identity: str) -> None:
@@ -68,10 +68,13 @@ def fill_started(
 
 
 def suggested_reasons(limits: Limits, run: Run) -> int:
-    """Whether the history is so long that the workflow should continue as new: bit 0 for size, bit 1 for events."""
+    """Why the workflow should continue as new: bit 0 for the history's size, 1 for its events, 2 for updates."""
     reasons = 0
     if run.history_size_bytes >= limits["limit.historySize.suggestContinueAsNew"]:
         reasons |= 1
     if run.next_event_id >= limits["limit.historyCount.suggestContinueAsNew"]:
         reasons |= 2
+    part = limits["history.maxTotalUpdates.suggestContinueAsNewThreshold"]
+    if 0 < limits["history.maxTotalUpdates"] * part // MILLION <= run.updates_total:
+        reasons |= 4
     return reasons

@@ -82,9 +82,9 @@ def admit_update(
         raise busy("workflow operation can not be applied because workflow is closing")
     limits = ctx.limits
     open_updates = sum(1 for update in run.updates.values() if update.stage != UpdateStage.COMPLETED)
-    if open_updates >= limits["history.maxInFlightUpdates"]:
+    if limits.reached("history.maxInFlightUpdates", open_updates):
         raise too_many(f"limit on number of concurrent in-flight updates has been reached ({open_updates})")
-    if run.updates_total >= limits["history.maxTotalUpdates"]:
+    if limits.reached("history.maxTotalUpdates", run.updates_total):
         raise StatusError(
             Code.FAILED_PRECONDITION,
             f"The limit on the total number of distinct updates in this workflow has been reached "
@@ -187,7 +187,7 @@ def handle_message(turn: Turn, message: protocol_pb2.Message) -> None:
         if update is None or update.stage != UpdateStage.ADMITTED:
             raise _misplaced(update, message, "Rejection")
         outcome = update_pb2.Outcome(failure=rejection.failure)
-        del run.updates[update.update_id]
+        _forget(run, update)
         _news(turn, update.update_id, "rejected", serialize(outcome))
     elif message.body.Is(update_pb2.Response.DESCRIPTOR):
         response = update_pb2.Response.FromString(message.body.value)
@@ -239,7 +239,7 @@ def reject_unprocessed(turn: Turn) -> None:
         outcome.failure.source = "Server"
         outcome.failure.application_failure_info.type = "UnprocessedUpdate"
         outcome.failure.application_failure_info.non_retryable = True
-        del turn.run.updates[update.update_id]
+        _forget(turn.run, update)
         _news(turn, update.update_id, "rejected", serialize(outcome))
 
 
@@ -248,12 +248,17 @@ def abort_sent(turn: Turn) -> None:
     run = turn.run
     for update in list(run.updates.values()):
         if update.stage == UpdateStage.ADMITTED and update.sent:
-            del run.updates[update.update_id]
-            run.updates_total -= 1
+            _forget(run, update)
             error = workflow_not_ready(
                 "Unable to perform workflow execution update due to unexpected workflow task failure."
             )
             _news(turn, update.update_id, "failed", error=error)
+
+
+def _forget(run: Run, update: Update) -> None:
+    """The update leaves no trace, and does not count (update/registry.go, remover)."""
+    del run.updates[update.update_id]
+    run.updates_total -= 1
 
 
 def has_admitted(run: Run) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+from temporalio.api.enums.v1 import deployment_pb2 as deployment_enums
 from temporalio.api.enums.v1 import failed_cause_pb2
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
+from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.update.v1 import message_pb2 as update_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
@@ -230,6 +232,26 @@ def _discard(turn: Turn, request: ws.RespondWorkflowTaskCompletedRequest) -> Rep
     return reply._replace(response=reply.response + serialize(tail))
 
 
+def _keep_versioning(
+    request: ws.RespondWorkflowTaskCompletedRequest, a: history_pb2.WorkflowTaskCompletedEventAttributes
+) -> None:
+    """What the event says of the worker's deployment (workflow_task_state_machine.go, AddWorkflowTaskCompletedEvent).
+
+    Nothing else comes of it: worker versioning is not built.
+    """
+    if not request.HasField("deployment_options"):
+        a.versioning_behavior = request.versioning_behavior
+        return
+    options = request.deployment_options
+    a.worker_deployment_name = options.deployment_name
+    if options.worker_versioning_mode != deployment_enums.WORKER_VERSIONING_MODE_VERSIONED:
+        return
+    a.versioning_behavior = request.versioning_behavior
+    if options.deployment_name and options.build_id:
+        a.deployment_version.deployment_name = options.deployment_name
+        a.deployment_version.build_id = options.build_id
+
+
 def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCompletedRequest) -> Completion:
     """Writes WorkflowTaskCompleted (and, for a transient task, what led to it), then does the commands."""
     run = turn.run
@@ -261,6 +283,7 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
         a.sdk_metadata.CopyFrom(request.sdk_metadata)
     if request.HasField("metering_metadata"):
         a.metering_metadata.CopyFrom(request.metering_metadata)
+    _keep_versioning(request, a)
     turn.record(event)
     run.close_attempted = False
     if request.sdk_metadata.sdk_name:
