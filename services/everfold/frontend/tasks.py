@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from temporalio.api.enums.v1 import deployment_pb2 as enums
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.frontend import tokens, validate
@@ -24,6 +25,11 @@ class WorkflowTaskHandlers:
         token, namespace = await tokens.workflow_task(core, message)
         requests.identity(message.identity, core.limits.id_bytes_max)
         validate.refuse_unbuilt(message)
+        versioned = message.deployment_options.worker_versioning_mode == enums.WORKER_VERSIONING_MODE_VERSIONED
+        if message.versioning_behavior and not versioned:
+            raise requests.invalid(
+                "versioning behavior cannot be specified without deployment options being set with versioned mode"
+            )
         return await core.execute(
             context, "COMPLETE_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request
         )

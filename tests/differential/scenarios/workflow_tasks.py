@@ -68,6 +68,15 @@ def sdk_metadata(s: Script) -> None:
     )
 
 
+@scenario("1f", "a completion of a worker that has a deployment, but no versioning")
+def deployment_unversioned(s: Script) -> None:
+    s.start()
+    options = {"deployment_name": "deployment", "build_id": "build", "worker_versioning_mode": 1}
+    task = s.poll()
+    s.completion_refused("with a behavior", task, s.done(), deployment_options=options, versioning_behavior=1)
+    s.complete(task, s.done(), deployment_options=options)
+
+
 @scenario("4", "a signal arrives while the worker completes the workflow")
 def unhandled_command(s: Script) -> None:
     s.start()

@@ -239,9 +239,6 @@ def _keep_versioning(
 
     Nothing else comes of it: worker versioning is not built.
     """
-    if not request.HasField("deployment_options"):
-        a.versioning_behavior = request.versioning_behavior
-        return
     options = request.deployment_options
     a.worker_deployment_name = options.deployment_name
     if options.worker_versioning_mode != deployment_enums.WORKER_VERSIONING_MODE_VERSIONED:
