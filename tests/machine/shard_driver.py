@@ -6,6 +6,7 @@ log from its first record has the same rows and hash) unless told not to, and th
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,20 +35,25 @@ class DictRows:
 
     def __init__(self) -> None:
         self.rows: dict[bytes, bytes] = {}
+        self._sorted: list[bytes] = []
 
     def get(self, key: bytes) -> bytes | None:
         return self.rows.get(key)
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        for key in sorted((key for key in self.rows if start <= key < end), reverse=reverse):
+        found = self._sorted[bisect_left(self._sorted, start) : bisect_left(self._sorted, end)]
+        for key in reversed(found) if reverse else found:
             yield key, self.rows[key]
 
     def write(self, writes: dict[bytes, bytes | None]) -> None:
         for key, value in writes.items():
             if value is None:
-                self.rows.pop(key, None)
-            else:
-                self.rows[key] = value
+                if self.rows.pop(key, None) is not None:
+                    del self._sorted[bisect_left(self._sorted, key)]
+                continue
+            if key not in self.rows:
+                insort(self._sorted, key)
+            self.rows[key] = value
 
 
 class ShardDriver:

@@ -230,3 +230,18 @@ def test_the_first_task_of_each_build_is_a_point_to_reset_to(shard: ShardDriver)
     ]
     assert {point.run_id for point in points} == {first}
     assert all(point.HasField("expire_time") for point in points)
+
+
+def test_a_parent_of_two_thousand_children_closes_all_of_them() -> None:
+    shard = ShardDriver(replay=False)
+    shard.check_runs = lambda: None  # type: ignore[method-assign]
+    shard.start("parent")
+    policies = {1: "WorkflowTerminated", 3: "WorkflowCancelRequested"}
+    for policy in policies:
+        shard.complete(shard.poll("parent"), *(start_child(f"{policy}-{number}", policy) for number in range(1_000)))
+        shard.signal(workflow_id="parent")
+        shard.deliver()
+    shard.complete(shard.poll("parent"), complete_workflow())
+    shard.deliver()
+    for policy, ended in policies.items():
+        assert all(ended in shard.history(f"{policy}-{number}") for number in range(1_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from temporalio.api.enums.v1 import deployment_pb2 as enums
+from temporalio.api.enums.v1 import query_pb2 as query_enums
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.frontend import tokens, validate
@@ -30,6 +31,8 @@ class WorkflowTaskHandlers:
             raise requests.invalid(
                 "versioning behavior cannot be specified without deployment options being set with versioned mode"
             )
+        if len(request) > core.limits.blob_bytes_max and _fail_large_answers(message, core.limits.blob_bytes_max):
+            request = message.SerializeToString(deterministic=True)
         return await core.execute(
             context, "COMPLETE_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request
         )
@@ -46,3 +49,14 @@ class WorkflowTaskHandlers:
             message.failure.CopyFrom(failure)
             request = message.SerializeToString(deterministic=True)
         return await core.execute(context, "FAIL_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request)
+
+
+def _fail_large_answers(message: ws.RespondWorkflowTaskCompletedRequest, bytes_max: int) -> bool:
+    """Answers to queries that are too large become failures (respondworkflowtaskcompleted, handleBufferedQueries)."""
+    large = [query_id for query_id, result in message.query_results.items() if result.answer.ByteSize() > bytes_max]
+    for query_id in large:
+        result = message.query_results[query_id]
+        result.Clear()
+        result.result_type = query_enums.QUERY_RESULT_TYPE_FAILED
+        result.error_message = "Blob data size exceeds limit."
+    return bool(large)

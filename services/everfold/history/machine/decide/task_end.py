@@ -9,7 +9,7 @@ from __future__ import annotations
 from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2, workflow_pb2
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 
-from everfold.history.machine import events
+from everfold.history.machine import events, responses
 from everfold.history.machine.apply import end_failed_task
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.state import TaskKind, WorkflowTask
@@ -89,6 +89,7 @@ def write_speculative(turn: Turn, task: WorkflowTask, identity: str) -> None:
     a.identity = "" if run.buffered else identity
     a.request_id = task.request_id
     a.history_size_bytes = task.history_size_bytes
+    responses.set_suggestion(a, task.suggest_continue_as_new)
     run.workflow_task = task
     turn.record(event)
     task.started_event_id = event.event_id
