@@ -297,3 +297,27 @@ def test_a_returned_task_is_offered_again(shard: ShardDriver) -> None:
     task = shard.poll()
     assert task.attempt == 1
     shard.complete(task, complete_workflow())
+
+
+def test_failures_in_a_row_are_reported_until_a_task_succeeds(shard: ShardDriver) -> None:
+    def problems() -> bytes:
+        fields = shard.describe().workflow_execution_info.search_attributes.indexed_fields
+        return fields["TemporalReportedProblems"].data if "TemporalReportedProblems" in fields else b""
+
+    shard.start()
+    for _ in range(4):
+        shard.fail_task(shard.poll())
+    assert problems() == b""
+    task = shard.poll()
+    shard.sleep(200)
+    assert problems() == b'["category=WorkflowTaskTimedOut","cause=WorkflowTaskTimedOutCauseStartToClose"]'
+    assert any(row.topic == "visibility" for row in shard.steps[-1].outputs)
+    task = shard.poll()
+    shard.fail_task(task)
+    assert b"WorkflowTaskFailedCauseNonDeterministicError" in problems()
+    shard.complete(shard.poll(), start_timer("t", 60))
+    assert problems() == b""
+    assert any(row.topic == "visibility" for row in shard.steps[-1].outputs)
+    shard.signal()
+    shard.fail_task(shard.poll())
+    assert problems() == b""

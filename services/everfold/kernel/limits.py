@@ -44,6 +44,7 @@ DEFAULTS: Final[Mapping[str, int]] = {
     "history.workflowIdReuseMinimalInterval": SECOND_NS,
     "history.rateLimit.requestIds": 10_000,
     "history.activityFailureSize": 4 * 1024,
+    "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute": 5,
     "system.enableActivityEagerExecution": 1,
     "system.enableEagerWorkflowStart": 1,
     "matching.partitions": 2,

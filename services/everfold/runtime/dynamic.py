@@ -113,6 +113,11 @@ FOLDED: Final = (
         "Largest search attributes of a workflow together.",
         "limit.searchAttributeTotalSize",
     ),
+    _folded(
+        "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute",
+        COUNT,
+        "Failed workflow tasks in a row from which on TemporalReportedProblems says so; 0 for never.",
+    ),
     _folded("system.enableActivityEagerExecution", FLAG, "Whether a completion may answer with activity tasks."),
     _folded("system.enableEagerWorkflowStart", FLAG, "Whether a start may answer with the first workflow task."),
 )

@@ -86,6 +86,15 @@ def unhandled_command(s: Script) -> None:
     s.complete(s.poll("again"), s.done())
 
 
+@scenario("8z", "many workflow tasks fail in a row: a search attribute says so")
+def reported_problems(s: Script) -> None:
+    s.start()
+    for attempt in range(1, 6):
+        s.fail(s.poll(), f"attempt {attempt}")
+        s.note_description(f"after attempt {attempt}")
+    s.terminate()  # a success would be written with a timeout that the real server draws by chance
+
+
 @scenario("8", "a failed workflow task is tried again, and the second attempt succeeds")
 def task_failure(s: Script) -> None:
     s.start()

@@ -225,6 +225,7 @@ def _task_completed(run: Run, event: Event) -> None:
     run.workflow_task = None
     run.workflow_task_attempt = 1
     run.last_task_failed = []
+    run.task_problems = 0
     _add_reset_point(run, event)
 
 

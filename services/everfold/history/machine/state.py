@@ -428,6 +428,7 @@ class Run:
         "updates_total",
         "reset_run_id",
         "reset_points",
+        "task_problems",
     )
     _NESTED: Final = (
         "workflow_task",
@@ -487,6 +488,7 @@ class Run:
     parent: list[Any]
     root: list[str]
     last_task_failed: list[Any]
+    task_problems: int
     task_stamp: int
     retention_ns: int
     worker_name: str

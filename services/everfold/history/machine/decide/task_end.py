@@ -6,15 +6,23 @@ Temporal: workflow_task_state_machine.go, AddWorkflowTaskFailedEvent and AddWork
 
 from __future__ import annotations
 
+import json
+from typing import Final
+
+from temporalio.api.common.v1 import message_pb2 as common_pb2
 from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2, workflow_pb2
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 
 from everfold.history.machine import events, responses
 from everfold.history.machine.apply import end_failed_task
 from everfold.history.machine.durations import set_duration
+from everfold.history.machine.events import serialize
 from everfold.history.machine.state import TaskKind, WorkflowTask
 from everfold.history.machine.step import RunKey
 from everfold.history.machine.turn import Turn
+
+PROBLEMS: Final = "TemporalReportedProblems"
+_PROBLEMS_LIMIT: Final = "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute"
 
 _RESET = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
 _UNHANDLED = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
@@ -42,6 +50,8 @@ def fail_workflow_task(
         turn.record(event)
     _ended(turn)
     end_failed_task(run, count=True)
+    name = failed_cause_pb2.WorkflowTaskFailedCause.Name(cause)  # type: ignore[arg-type]
+    report_problem(turn, "WorkflowTaskFailed", name.removeprefix("WORKFLOW_TASK_FAILED_CAUSE_"))
     run.close_attempted = cause == _UNHANDLED
 
 
@@ -58,6 +68,32 @@ def time_out_workflow_task(turn: Turn) -> None:
         )
     _ended(turn)
     end_failed_task(run, count=True)
+    report_problem(turn, "WorkflowTaskTimedOut", "START_TO_CLOSE")
+
+
+def report_problem(turn: Turn, category: str, cause: str) -> None:
+    """From some failures in a row on, a search attribute says so, which UIs filter by (mutable_state_impl.go,
+    UpdateReportedProblemsSearchAttribute). A failure on a sticky queue does not count.
+    """
+    run = turn.run
+    if run.workflow_task_attempt == 1:
+        return
+    run.task_problems += 1
+    if turn.ctx.limits.reached(_PROBLEMS_LIMIT, run.task_problems):
+        words = "".join(word.capitalize() for word in cause.split("_"))
+        problems = [f"category={category}", f"cause={category}Cause{words}"]
+        payload = common_pb2.Payload(data=json.dumps(problems, separators=(",", ":")).encode())
+        payload.metadata["encoding"] = b"json/plain"
+        payload.metadata["type"] = b"KeywordList"
+        data = serialize(payload)
+        turn.visible = turn.visible or run.search_attributes.get(PROBLEMS) != data
+        run.search_attributes[PROBLEMS] = data
+
+
+def forget_problems(turn: Turn) -> None:
+    """A workflow task was completed."""
+    if turn.run.search_attributes.pop(PROBLEMS, None) is not None:
+        turn.visible = True
 
 
 def time_out_sticky_task(turn: Turn) -> None:

@@ -28,7 +28,7 @@ from everfold.history.machine.decide.schedule import (
     schedule_speculative_task,
     schedule_workflow_task,
 )
-from everfold.history.machine.decide.task_end import fail_workflow_task, time_out_workflow_task
+from everfold.history.machine.decide.task_end import fail_workflow_task, forget_problems, time_out_workflow_task
 from everfold.history.machine.decide.task_start import begin_task, record_started
 from everfold.history.machine.decide.updates import abort_sent, handle_message, has_admitted, reject_unprocessed
 from everfold.history.machine.durations import to_ns
@@ -282,6 +282,7 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
         a.metering_metadata.CopyFrom(request.metering_metadata)
     _keep_versioning(request, a)
     turn.record(event)
+    forget_problems(turn)
     run.close_attempted = False
     if request.sdk_metadata.sdk_name:
         run.worker_name = request.sdk_metadata.sdk_name
