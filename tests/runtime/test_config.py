@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from everfold.runtime import dynamic
+from everfold.runtime.broker.configuration import Ports, server_properties
 from everfold.runtime.config import OPTIONS, Settings, load
 from everfold.runtime.settings import SettingError
 
@@ -40,7 +41,7 @@ def test_without_any_source_the_settings_are_the_declared_defaults() -> None:
         ("EVERFOLD_HISTORY_RUN_CACHE_BYTES", "64MiB", 64 * MIB),
         ("EVERFOLD_HISTORY_RUN_CACHE_BYTES", "1.5gib", 1536 * MIB),
         ("EVERFOLD_HISTORY_RUN_CACHE_BYTES", "2000000", 2_000_000),
-        ("EVERFOLD_KAFKA_SESSION_TIMEOUT_S", "1500ms", 1.5),
+        ("EVERFOLD_KAFKA_SESSION_TIMEOUT_S", "6500ms", 6.5),
         ("EVERFOLD_KAFKA_SESSION_TIMEOUT_S", "1m", 60.0),
         ("EVERFOLD_NODE_EPHEMERAL", "yes", True),
         ("EVERFOLD_SETUP_NAMESPACE", "a, b", ("a", "b")),
@@ -62,6 +63,7 @@ def test_text_becomes_a_typed_value(name: str, text: str, value: object) -> None
     [
         ({"EVERFOLD_FRONTEND_PORT": "seven"}, "(from EVERFOLD_FRONTEND_PORT) is not a whole number"),
         ({"EVERFOLD_FRONTEND_PORT": "70000"}, "above the most, 65535"),
+        ({"EVERFOLD_KAFKA_SESSION_TIMEOUT_S": "5.9"}, "below the least, 6"),
         ({"EVERFOLD_FRONTEND_GATEWAY": "rest"}, "is none of native, grpcio"),
         ({"EVERFOLD_HISTORY_SHARDS": "6"}, "power of two"),
         ({"EVERFOLD_NODE_EPHEMERAL": "maybe"}, "expected yes or no"),
@@ -115,6 +117,12 @@ def test_no_two_settings_share_a_flag_or_a_variable() -> None:
 def test_every_default_satisfies_its_own_bounds() -> None:
     for option in OPTIONS.values():
         assert option.convert(option.default, "default") == option.default
+
+
+def test_the_least_session_timeout_is_the_least_that_the_embedded_broker_takes() -> None:
+    properties = server_properties(Path("/x"), Ports(1, 2))
+    taken_ms = dict(line.split("=", 1) for line in properties.splitlines())["group.min.session.timeout.ms"]
+    assert OPTIONS["kafka.session_timeout_s"].minimum == int(taken_ms) / 1000
 
 
 def test_dynamic_names_reach_the_fold_and_the_services() -> None:

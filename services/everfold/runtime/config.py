@@ -39,7 +39,12 @@ class KafkaSettings:
         False, "Accept a cluster that cannot keep three replicas; a lost disk then loses data.", flag="--single-broker"
     )
     session_timeout_s: float = setting(
-        6.0, "How long a silent process keeps its shards and task partitions.", unit="s", minimum=1, maximum=60
+        6.0,
+        "How long a silent process keeps its shards and task partitions; Kafka's brokers, the embedded one too, refuse "
+        "a consumer with less than their group.min.session.timeout.ms, 6 s by default.",
+        unit="s",
+        minimum=6,
+        maximum=60,
     )
     linger_ms: float = setting(
         100.0,
