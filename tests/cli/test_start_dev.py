@@ -27,9 +27,12 @@ def start(server: Server, workflow_id: str) -> None:
 
 
 def test_it_prints_its_addresses_stops_within_five_seconds_and_carries_on(tmp_path: Path) -> None:
-    server = everfold_server(tmp_path, "--namespace", "other", "--search-attribute", "Age=Int")
+    metrics = str(free_port())
+    options = ("--namespace", "other", "--search-attribute", "Age=Int", "--topology-metrics-port", metrics)
+    server = everfold_server(tmp_path, *options)
     with server:
         assert "gRPC:" in server.tail(200)
+        assert f"Processors: metrics at http://127.0.0.1:{metrics}/metrics" in server.tail(200)
         assert "survives the kill of any process, not the loss of power" in server.tail(200)
         start(server, "kept")
         names = cli(server.address, "operator", "namespace", "list").stdout

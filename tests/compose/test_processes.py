@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from support.metrics import sample
 from support.servers import LOOPBACK, Process, answers, cli, everfold_command, free_port
 
 CLUSTER = Path(__file__).resolve().parents[2] / "compose" / "cluster.yaml"
@@ -18,11 +20,12 @@ READY_S = 60.0
 
 
 class Cluster:
-    """The processes, and the frontends' addresses."""
+    """The processes, the frontends' addresses, and where each process has its metrics."""
 
-    def __init__(self, processes: dict[str, Process], frontends: list[str]) -> None:
+    def __init__(self, processes: dict[str, Process], frontends: list[str], metrics_ports: dict[str, int]) -> None:
         self.processes = processes
         self.frontends = frontends
+        self.metrics_ports = metrics_ports
 
 
 def wait_until_answers(address: str, namespace: str, processes: dict[str, Process]) -> None:
@@ -40,6 +43,7 @@ def cluster(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path) -> Iterator
     services = yaml.safe_load(CLUSTER.read_text())["services"]
     processes: dict[str, Process] = {}
     frontends: list[str] = []
+    metrics_ports: dict[str, int] = {}
     with ExitStack() as stack:
         for name, service in services.items():
             if service.get("image") != "everfold:latest":
@@ -54,7 +58,8 @@ def cluster(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path) -> Iterator
                 "EVERFOLD_NODE_DATA_DIR": str(tmp_path / name),
                 "EVERFOLD_NODE_RPC_IP": LOOPBACK,
                 "EVERFOLD_NODE_RPC_PORT": "0",
-                "EVERFOLD_METRICS_PORT": "0",
+                "EVERFOLD_METRICS_IP": LOOPBACK,
+                "EVERFOLD_METRICS_PORT": str(metrics := free_port()),
                 "EVERFOLD_VISIBILITY_URL": f"sqlite:///{tmp_path / 'index.db'}",
             }
             words = list(service["command"])
@@ -74,7 +79,8 @@ def cluster(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path) -> Iterator
                     time.sleep(0.05)
             else:
                 processes[name] = process
-        yield Cluster(processes, frontends)
+                metrics_ports[name] = metrics
+        yield Cluster(processes, frontends, metrics_ports)
 
 
 @pytest.mark.broker
@@ -91,6 +97,19 @@ def test_two_of_each_service_make_one_cluster(cluster: Cluster) -> None:
         cli(first, *start, "--workflow-id", f"w{number}")
         described = cli(second, "workflow", "describe", "--namespace", "shared", "--workflow-id", f"w{number}")
         assert f"w{number}" in described.stdout
+    for name, port in cluster.metrics_ports.items():
+        wait_until_shows_metrics(name, port, cluster.processes[name])
+
+
+def wait_until_shows_metrics(name: str, port: int, process: Process) -> None:
+    deadline = time.monotonic() + READY_S
+    while True:
+        with contextlib.suppress(OSError):
+            assert sample(port, "process_start_time_seconds") > 0
+            return
+        assert process.running, process.tail()
+        assert time.monotonic() < deadline, f"{name} shows no metrics on port {port}\n{process.tail()}"
+        time.sleep(0.1)
 
 
 def wait_until_serves(address: str, processes: dict[str, Process]) -> None:

@@ -163,6 +163,7 @@ class DevServer:
             "gRPC": addresses["grpc"],
             "Kafka": f"{broker}, topics {settings.kafka.prefix}*",
             "Metrics": addresses.get("metrics", "none (--metrics-port)"),
+            **({"Processors": processors} if (processors := _processors_at(settings)) else {}),
             "Data": f"{self._data.path}{' (goes away at the end)' if self._data.ephemeral else ''}",
             "Visibility": settings.visibility.url or self._data.visibility_url,
             "Namespaces": ", ".join(namespace.name for namespace in self._node.registry if not namespace.deleted),
@@ -181,6 +182,15 @@ class DevServer:
             for name, value in rows.items():
                 print(f"  {name + ':':<12}{value}")
         sys.stdout.flush()
+
+
+def _processors_at(settings: Settings) -> str:
+    """Where the processors show what they do; empty for nowhere."""
+    port = settings.topology.metrics_port
+    if not settings.topology.enabled or not port:
+        return ""
+    address = f"http://{settings.metrics.ip}:{port}"
+    return f"metrics at {address}/metrics, lag at {address}/lag"
 
 
 def _durability(cluster: nodes.Cluster, embedded: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -41,11 +42,12 @@ def child_environment(settings: Settings) -> dict[str, str]:
     """The settings as environment variables, those at their defaults left out: how a child gets its parent's own.
 
     The variables that this process was given are taken out of its environment, or a child would see one where a flag
-    of its parent said otherwise. They have been read, and nobody looks at them again.
+    of its parent said otherwise. They have been read, and nobody looks at them again. The parent's own metrics port is
+    the one thing that a child does not get.
     """
     for option in OPTIONS.values():
         os.environ.pop(option.env, None)
-    return environment_of(settings)
+    return environment_of(dataclasses.replace(settings, metrics=dataclasses.replace(settings.metrics, port=0)))
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

@@ -202,7 +202,8 @@ class TopologySettings:
     )
     metrics_port: int = setting(
         0,
-        "Port for the processors' Prometheus metrics; 0 means none.",
+        "Port for the Prometheus metrics of the processors, which are a process of their own in start-dev; 0 means "
+        "none there, and metrics.port in a worker alone.",
         flag="--topology-metrics-port",
         minimum=0,
         maximum=65535,

@@ -50,7 +50,7 @@ def options_of(settings: config.Settings) -> TopologyOptions:
         properties=settings.kafka.properties,
         instance=instance_of(data_dir),
         metrics_ip=settings.metrics.ip,
-        metrics_port=settings.topology.metrics_port,
+        metrics_port=settings.topology.metrics_port or settings.metrics.port,
     )
 
 
