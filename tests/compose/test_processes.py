@@ -20,9 +20,16 @@ READY_S = 60.0
 
 
 class Cluster:
-    """The processes, the frontends' addresses, and where each process has its metrics."""
+    """The processes, the frontends' addresses, where each process has its metrics, and the environment of the last."""
 
-    def __init__(self, processes: dict[str, Process], frontends: list[str], metrics_ports: dict[str, int]) -> None:
+    def __init__(
+        self,
+        processes: dict[str, Process],
+        frontends: list[str],
+        metrics_ports: dict[str, int],
+        common: dict[str, str],
+    ) -> None:
+        self.common = common
         self.processes = processes
         self.frontends = frontends
         self.metrics_ports = metrics_ports
@@ -80,7 +87,7 @@ def cluster(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path) -> Iterator
             else:
                 processes[name] = process
                 metrics_ports[name] = metrics
-        yield Cluster(processes, frontends, metrics_ports)
+        yield Cluster(processes, frontends, metrics_ports, env)
 
 
 @pytest.mark.broker
@@ -97,8 +104,44 @@ def test_two_of_each_service_make_one_cluster(cluster: Cluster) -> None:
         cli(first, *start, "--workflow-id", f"w{number}")
         described = cli(second, "workflow", "describe", "--namespace", "shared", "--workflow-id", f"w{number}")
         assert f"w{number}" in described.stdout
+        query = ("workflow", "list", "--namespace", "shared", "--query", f'WorkflowId="w{number}"')
+        wait_until_says(f"w{number}", cluster.frontends[number % 2], *query)
     for name, port in cluster.metrics_ports.items():
         wait_until_shows_metrics(name, port, cluster.processes[name])
+
+
+@pytest.mark.broker
+@pytest.mark.timeout(180)
+def test_a_frontend_without_a_workers_index_refuses_lists_and_says_why(cluster: Cluster, tmp_path: Path) -> None:
+    port = free_port()
+    address = f"{LOOPBACK}:{port}"
+    env = {**cluster.common, "EVERFOLD_NODE_DATA_DIR": str(tmp_path / "apart"), "EVERFOLD_METRICS_PORT": "0"}
+    words = ["frontend", "--ip", LOOPBACK, "--port", str(port), "--visibility-url", ""]
+    apart = Process("apart", [*everfold_command(), *words], tmp_path / "apart.log", env)
+    try:
+        apart.start()
+        wait_until_serves(address, {"apart": apart, **cluster.processes})
+        cli(address, "operator", "namespace", "create", "--namespace", "shared", "--retention", "1d")
+        wait_until_answers(address, "shared", {"apart": apart})
+        refused = cli(address, "workflow", "list", "--namespace", "shared", check=False).stderr
+        assert "found no file" in refused
+        assert str(tmp_path / "apart" / "visibility.db") in refused
+        assert "--visibility-url" in refused
+        assert "lists and counts are refused" in apart.tail(100)
+    finally:
+        apart.stop()
+
+
+def wait_until_says(text: str, address: str, *arguments: str) -> None:
+    """Waits until the `temporal` command prints that."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        done = cli(address, *arguments, check=False)
+        said = done.stdout + done.stderr
+        if done.returncode == 0 and text in said:
+            return
+        assert time.monotonic() < deadline, said
+        time.sleep(0.1)
 
 
 def wait_until_shows_metrics(name: str, port: int, process: Process) -> None:

@@ -18,7 +18,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.cli import nodes, topics
 from everfold.cli.processors import child_command, child_environment
-from everfold.cli.serve import open_data_dir
+from everfold.cli.serve import in_directory, open_data_dir
 from everfold.cli.version import version
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.broker import EmbeddedBroker
@@ -71,7 +71,13 @@ class DevServer:
             await supervisor.start("topology", child)
             supervisor.watch("topology stop", self._end_early(supervisor, child))
         node = self._node = nodes.Node(
-            settings, kafka, cluster, self._data, ("matching", "history", "frontend"), alone=alone
+            settings,
+            kafka,
+            cluster,
+            self._data,
+            ("matching", "history", "frontend"),
+            alone=alone,
+            keeps_index=settings.topology.enabled,
         )
         await node.start(supervisor, before_frontend=self._prepare)
         self._banner(settings, cluster, time.monotonic() - began)
@@ -95,14 +101,12 @@ class DevServer:
             await supervisor.start("broker", broker)
             bootstrap = broker.bootstrap
         return dataclasses.replace(
-            settings,
+            in_directory(settings, self._data),  # what the child needs to find the same files
             kafka=dataclasses.replace(
                 settings.kafka,
                 bootstrap=bootstrap,
                 single_broker=settings.kafka.single_broker or self._embedded,
             ),
-            # What the child needs to find the same files; the parent holds the directory.
-            node=dataclasses.replace(settings.node, data_dir=str(self._data.path), ephemeral=False),
         )
 
     @staticmethod

@@ -44,7 +44,8 @@ from everfold.runtime.router import Router
 from everfold.runtime.rpc import RpcPool, RpcServer
 from everfold.runtime.topics_admin import REPLICATION_MIN, ClusterShape, apply_topics, require_topics
 from everfold.schemas.topics import SHARD_LOG, WORKFLOW_TASKS
-from everfold.visibility.store import open_visibility
+from everfold.visibility.found import FoundIndex
+from everfold.visibility.store import IndexUnusable, VisibilityStore, open_visibility
 
 LOOK_S: Final = 30.0
 """How long a broker may take to say what cluster it is: it may be starting, too."""
@@ -155,9 +156,21 @@ class Node:
         roles: tuple[str, ...],
         *,
         alone: bool = False,
+        keeps_index: bool = False,
     ) -> None:
-        """Nothing runs before `start`. `alone` promises that no other process serves the cluster."""
+        """Nothing runs before `start`.
+
+        Args:
+            settings: all of them.
+            kafka: how to reach the cluster.
+            cluster: what it is.
+            data: this process's directory.
+            roles: what this process is: "matching", "history", "frontend".
+            alone: promises that no other process serves the cluster.
+            keeps_index: promises that a worker of this very program writes the frontend's visibility index.
+        """
         self._alone = alone
+        self._keeps_index = keeps_index
         self._settings = settings
         self._limits = settings.limits
         self._kafka = kafka
@@ -269,7 +282,7 @@ class Node:
 
     async def _start_frontend(self, supervisor: Supervisor) -> None:
         settings, shape, service = self._settings, self._cluster.shape, self._limits.service
-        index = open_visibility(settings.visibility.url or self._data.visibility_url)
+        index = await asyncio.to_thread(self._open_index)
         folded = {**DEFAULTS, **self._limits.folded}
         limits = FrontendLimits(
             request_bytes_max=settings.frontend.message_bytes_max,
@@ -308,6 +321,18 @@ class Node:
                 f"The address {settings.frontend.ip}:{settings.frontend.port} cannot be listened on: "
                 f"{error.strerror or error}. Another server may have it: stop that one, or give --port."
             ) from None
+
+    def _open_index(self) -> VisibilityStore | FoundIndex:
+        url = self._settings.visibility.url or self._data.visibility_url
+        try:
+            if self._keeps_index:
+                return open_visibility(url)
+            index = FoundIndex(url)
+            if missing := index.look():
+                log.warning("lists and counts are refused", reason=missing)
+        except IndexUnusable as error:
+            raise Fatal(str(error)) from None
+        return index
 
     async def wait_served(self, timeout: float) -> None:
         """Return when somebody serves each shard and each task partition. Raises Fatal when that takes too long."""

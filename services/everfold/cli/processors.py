@@ -7,11 +7,16 @@ import json
 import os
 import sys
 
+import structlog
+
 from everfold.cli import topics
-from everfold.cli.serve import open_data_dir
+from everfold.cli.serve import in_directory, open_data_dir
 from everfold.runtime import config
 from everfold.runtime.config import OPTIONS, Settings
+from everfold.runtime.datadir import WORKER
 from everfold.runtime.lifecycle import PARENT_ENV, Fatal
+
+log = structlog.get_logger("everfold")
 
 
 def run(settings: Settings) -> None:
@@ -20,14 +25,16 @@ def run(settings: Settings) -> None:
     from everfold.topology.worker import run as run_worker
 
     topics.kafka_settings(settings)
-    # A child works in its parent's directory, which the parent holds.
-    data = None if PARENT_ENV in os.environ else open_data_dir(settings, default="worker")
-    if data is not None:
-        data.acquire()
-    try:
+    if PARENT_ENV in os.environ:  # a child works in its parent's directory, which the parent holds
         status = run_worker(create_app(options_of(settings)))
-    finally:
-        if data is not None:
+    else:
+        data = open_data_dir(settings, default=WORKER)
+        data.acquire()
+        try:
+            options = options_of(in_directory(settings, data))
+            log.info("state", directory=str(data.path), index=options.visibility_url)
+            status = run_worker(create_app(options))
+        finally:
             data.release()
     if status:
         raise Fatal("the stream processors stopped; the log says why")

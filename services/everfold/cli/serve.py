@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 from pathlib import Path
 from typing import Protocol
@@ -106,3 +107,10 @@ def open_data_dir(settings: Settings, default: str) -> DataDir:
         return DataDir(None, version=version())
     path = Path(settings.node.data_dir) if settings.node.data_dir else default_data_dir(settings.node.name or default)
     return DataDir(path, version=version())
+
+
+def in_directory(settings: Settings, data: DataDir) -> Settings:
+    """The settings of those who work in a directory that is held for them, a temporary one, too."""
+    return dataclasses.replace(
+        settings, node=dataclasses.replace(settings.node, data_dir=str(data.path), ephemeral=False)
+    )

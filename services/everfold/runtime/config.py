@@ -189,7 +189,10 @@ class VisibilitySettings:
     """The index behind List, Count and Scan."""
 
     url: str = setting(
-        "", "Where the index is, e.g. sqlite:////var/lib/everfold/index.db; empty means the data directory."
+        "",
+        "Where the index is, e.g. sqlite:////var/lib/everfold/index.db; empty means visibility.db in the process's own "
+        "data directory, which is right for start-dev. Frontends and workers that are processes of their own need the "
+        "same file; a frontend without a worker's index refuses lists and counts.",
     )
 
 

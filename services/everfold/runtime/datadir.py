@@ -29,6 +29,9 @@ from everfold.runtime.lifecycle import Fatal
 FORMAT: Final = 1
 """Raised when an older version could not read what this one writes."""
 
+WORKER: Final = "worker"
+"""The name of a worker's directory beside those of the other processes, when it has no other."""
+
 
 def default_data_dir(name: str = "") -> Path:
     """The user's data directory for Everfold; `name` sets processes of a cluster apart."""

@@ -13,6 +13,10 @@ from typing import Final
 
 SCHEMA_VERSION: Final = 1
 
+APPLICATION_ID: Final = 0x45564644
+"""SQLite's mark of whose file it is ("EVFD"), set by whoever keeps the index: so that a frontend tells a worker's index
+from one that nobody writes to, as earlier frontends made them."""
+
 OPEN_ORDER_NS: Final = (1 << 63) - 1
 """Stands for "not closed" in `close_order_ns`: after every instant there is."""
 
@@ -91,7 +95,9 @@ class IndexUnusable(Exception):
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Makes the tables if there are none. Several processes may do so at once: one wins, the others find them.
+    """Makes the tables if there are none, and marks the file as kept.
+
+    Several processes may do so at once: one wins, the others find them.
 
     Raises:
         IndexUnusable: the file belongs to a newer version, or is no index.
@@ -112,6 +118,8 @@ def prepare(connection: sqlite3.Connection) -> None:
                 f"the index has version {version}, this build knows version {SCHEMA_VERSION}; run the build that made "
                 "it, or delete the index file: it is made again from the `visibility` topic"
             )
+        if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -1,4 +1,4 @@
-"""The visibility index: SQLite, written by the topology, read by every frontend that shares the machine.
+"""The visibility index: SQLite, written by the topology, read by every frontend that shares the machine (`found`).
 
 Writers fold the `visibility` topic in through `fold`: rows and position in one transaction, so that whatever is killed,
 the index is what some prefix of each source partition makes of it. A row keeps the place in the shard's log from which
@@ -78,6 +78,15 @@ def open_visibility(url: str) -> VisibilityStore:
     Raises:
         IndexUnusable: the URL names a database that is not supported, or the file cannot serve.
     """
+    return VisibilityStore(path_of(url))
+
+
+def path_of(url: str) -> Path:
+    """The file that a URL of the index names.
+
+    Raises:
+        IndexUnusable: it names a database that is not supported, or no file.
+    """
     parts = urlsplit(url)
     if parts.scheme in ("postgresql", "postgres"):
         raise IndexUnusable(f"visibility.url: {parts.scheme} is not built yet; use sqlite:////path/to/index.db")
@@ -88,7 +97,7 @@ def open_visibility(url: str) -> VisibilityStore:
     path = unquote(parts.path[1:]) if parts.scheme == "sqlite" else url
     if not path:
         raise IndexUnusable("visibility.url names no file; use sqlite:////path/to/index.db")
-    return VisibilityStore(Path(path))
+    return Path(path)
 
 
 class VisibilityStore:
@@ -398,4 +407,4 @@ def _after(token: bytes) -> tuple[int, int, str] | None:
     return close, start, run_id
 
 
-__all__ = ["BEFORE_ALL", "IndexUnusable", "Position", "PositionMoved", "VisibilityStore", "open_visibility"]
+__all__ = ["BEFORE_ALL", "IndexUnusable", "Position", "PositionMoved", "VisibilityStore", "open_visibility", "path_of"]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everfold.runtime import config
-from everfold.runtime.datadir import default_data_dir
+from everfold.runtime.datadir import WORKER, default_data_dir
+from everfold.runtime.lifecycle import Fatal
 from everfold.topology.application import TopologyApp, TopologyOptions
 from everfold.topology.events import TypedEvents
 from everfold.topology.index import VisibilityIndex
@@ -39,8 +40,18 @@ def create_app(options: TopologyOptions) -> TopologyApp:
 
 
 def options_of(settings: config.Settings) -> TopologyOptions:
-    """The topology's options in Everfold's settings."""
-    base = Path(settings.node.data_dir) if settings.node.data_dir else default_data_dir(settings.node.name)
+    """The topology's options in Everfold's settings.
+
+    Raises:
+        Fatal: an ephemeral worker of which nobody holds, and later removes, the directory.
+    """
+    if settings.node.ephemeral:
+        raise Fatal(
+            "node.ephemeral: a worker that Faust starts keeps its directory. Drop the setting, or run "
+            "`everfold topology worker --ephemeral`."
+        )
+    node = settings.node
+    base = Path(node.data_dir) if node.data_dir else default_data_dir(node.name or WORKER)
     data_dir = base.absolute() / "topology"
     return TopologyOptions(
         bootstrap=settings.kafka.bootstrap or "127.0.0.1:9092",
