@@ -6,12 +6,14 @@ import json
 import signal
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 import psutil
 import pytest
 
-from support.servers import Server, cli, cli_json, everfold_command, everfold_server, free_port
+from support.certificates import Authority
+from support.servers import Server, answers, cli, cli_json, everfold_command, everfold_server, free_port
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
 
@@ -121,6 +123,33 @@ def wait_listed(server: Server, workflow_id: str, status: str, seconds: float) -
         if cli_json(server.address, "workflow", "list", "--query", query):
             return
         assert asked < deadline, f"not listed as {status} after {seconds} s\n{server.tail()}"
+
+
+def test_with_a_certificate_it_serves_tls_and_nothing_else(tmp_path: Path, kafka_bootstrap: str) -> None:
+    authority = Authority(tmp_path / "certificates")
+    signed = authority.sign("server")
+    files = ("--tls-cert-path", str(signed.certificate), "--tls-key-path", str(signed.key))
+    prefix = ("--kafka-prefix", f"tls-{uuid.uuid4().hex[:8]}.", "--no-topology")
+    server = everfold_server(tmp_path, *files, *prefix, kafka=kafka_bootstrap)
+    trust = ("--tls-ca-path", str(authority.certificate))
+    try:
+        server.start_only()
+        deadline = time.monotonic() + 60
+        while f"{server.address} (TLS)" not in server.tail(200):
+            assert server.running, server.tail()
+            assert time.monotonic() < deadline, server.tail()
+            time.sleep(0.1)
+        cli(server.address, *_start("one"), *trust)
+        assert "one" in cli(server.address, "workflow", "describe", "--workflow-id", "one", *trust).stdout
+        assert not answers(server.address)
+        # There is no index without the processors, and that is what a list is told.
+        listed = cli(server.address, "workflow", "list", *trust, check=False)
+        assert "found no file" in listed.stderr
+        release = [*everfold_command(), "workflow", "release", "-w", "one", "--address", server.address]
+        done = subprocess.run([*release, *trust], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, "not quarantined" in done.stderr) == (1, True), done.stderr
+    finally:
+        server.stop()
 
 
 def test_config_show_prints_json_for_scripts() -> None:

@@ -23,6 +23,8 @@ from everfold.runtime.lifecycle import Fatal
 COMMON = ("kafka", "node", "metrics", "log", "dynamic")
 """What every process that serves needs to know."""
 
+_FILE = click.Path(exists=True, dir_okay=False)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(version(), prog_name="everfold")
@@ -164,18 +166,25 @@ def workflow() -> None:
 @click.option("--run-id", "-r", default="", help="Run id; the current run without.")
 @click.option("--namespace", "-n", default="default", show_default=True, help="Namespace.")
 @click.option("--address", default="127.0.0.1:7233", show_default=True, help="A frontend, HOST:PORT.")
-@click.option("--tls-ca-path", type=click.Path(exists=True, dir_okay=False), help="Use TLS, with this authority.")
-def workflow_release(**options: Any) -> None:
+@click.option("--tls-ca-path", type=_FILE, help="Use TLS, with this authority.")
+@click.option("--tls-cert-path", type=_FILE, help="Use TLS, and show this certificate.")
+@click.option("--tls-key-path", type=_FILE, help="Private key of that certificate.")
+def workflow_release(
+    tls_ca_path: str | None, tls_cert_path: str | None, tls_key_path: str | None, **options: Any
+) -> None:
     """Let a quarantined workflow go on.
 
     A workflow is quarantined when the engine meets a state that it takes for impossible: a defect of Everfold's. The
     log says so, and the metric everfold_runs_quarantined_total counts. What arrives for it waits. Release it with a
     version that mends the defect; with the same version it will most likely be quarantined again.
     """
-    from everfold.cli.release import release
+    from everfold.cli.release import ClientTls, release
 
+    if (tls_cert_path is None) != (tls_key_path is None):
+        raise click.UsageError("--tls-cert-path and --tls-key-path go together: give both, or neither.")
+    tls = ClientTls(tls_ca_path, tls_cert_path, tls_key_path) if tls_ca_path or tls_cert_path else None
     try:
-        release(**options)
+        release(**options, tls=tls)
     except Fatal as error:
         _fail(str(error))
     click.echo(f"Workflow {options['workflow_id']} goes on.")

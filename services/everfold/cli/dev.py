@@ -19,7 +19,9 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.cli import nodes, topics
 from everfold.cli.processors import child_command, child_environment
 from everfold.cli.serve import in_directory, open_data_dir
+from everfold.cli.tls import read_tls
 from everfold.cli.version import version
+from everfold.frontend.gateway import TlsFiles
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.broker import EmbeddedBroker
 from everfold.runtime.config import MIB, Settings
@@ -54,6 +56,7 @@ class DevServer:
     def __init__(self, settings: Settings) -> None:
         """Nothing runs before `start`."""
         self._settings = settings
+        self._tls = read_tls(settings.frontend)
         self._data = open_data_dir(settings, default="dev")
         self._embedded = not settings.kafka.bootstrap
         self._node: nodes.Node
@@ -78,6 +81,7 @@ class DevServer:
             ("matching", "history", "frontend"),
             alone=alone,
             keeps_index=settings.topology.enabled,
+            tls=self._tls,
         )
         await node.start(supervisor, before_frontend=self._prepare)
         self._banner(settings, cluster, time.monotonic() - began)
@@ -164,7 +168,7 @@ class DevServer:
         addresses = self._node.addresses()
         broker = f"{settings.kafka.bootstrap}{' (embedded)' if self._embedded else ''}"
         rows = {
-            "gRPC": addresses["grpc"],
+            "gRPC": f"{addresses['grpc']}{_tls_words(self._tls)}",
             "Kafka": f"{broker}, topics {settings.kafka.prefix}*",
             "Metrics": addresses.get("metrics", "none (--metrics-port)"),
             **({"Processors": processors} if (processors := _processors_at(settings)) else {}),
@@ -186,6 +190,12 @@ class DevServer:
             for name, value in rows.items():
                 print(f"  {name + ':':<12}{value}")
         sys.stdout.flush()
+
+
+def _tls_words(tls: TlsFiles | None) -> str:
+    if tls is None:
+        return ""
+    return " (TLS)" if tls.client_ca is None else " (TLS; clients must show a certificate)"
 
 
 def _processors_at(settings: Settings) -> str:

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from everfold.frontend.cluster import ClusterFacts
+from everfold.frontend.gateway import TlsFiles
 from everfold.frontend.limits import FrontendLimits
 from everfold.frontend.server import LONG_POLLS, FrontendServer
 from everfold.history.machine_reads import MachineReads
@@ -157,6 +158,7 @@ class Node:
         *,
         alone: bool = False,
         keeps_index: bool = False,
+        tls: TlsFiles | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -168,7 +170,9 @@ class Node:
             roles: what this process is: "matching", "history", "frontend".
             alone: promises that no other process serves the cluster.
             keeps_index: promises that a worker of this very program writes the frontend's visibility index.
+            tls: what the frontend serves TLS with; None for plaintext.
         """
+        self._tls = tls
         self._alone = alone
         self._keeps_index = keeps_index
         self._settings = settings
@@ -311,6 +315,7 @@ class Node:
             cluster=ClusterFacts(self._cluster.cluster_id, shape.shards),
             visibility=index,
             gateway=settings.frontend.gateway,
+            tls=self._tls,
             limits=limits,
             observer=_observe_call,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,23 @@ _METHOD: Final = method_path(EVERFOLD_SERVICE, "ReleaseWorkflow")
 _SECONDS: Final = 30.0
 
 
-def release(workflow_id: str, run_id: str, namespace: str, address: str, tls_ca_path: str | None) -> None:
-    """Asks a frontend for it.
+@dataclass(frozen=True)
+class ClientTls:
+    """How to speak TLS to a frontend.
+
+    Attributes:
+        ca_path: the authorities to trust; None for those that gRPC knows.
+        cert_path: the certificate to show, with `key_path`; None to show none.
+        key_path: its private key.
+    """
+
+    ca_path: str | None = None
+    cert_path: str | None = None
+    key_path: str | None = None
+
+
+def release(workflow_id: str, run_id: str, namespace: str, address: str, tls: ClientTls | None) -> None:
+    """Asks a frontend for it; without `tls` in plaintext.
 
     Raises:
         Fatal: nobody answers there, there is no such workflow, or it is not quarantined, or is so again.
@@ -24,7 +40,7 @@ def release(workflow_id: str, run_id: str, namespace: str, address: str, tls_ca_
     request = ws.DescribeWorkflowExecutionRequest(namespace=namespace)
     request.execution.workflow_id = workflow_id
     request.execution.run_id = run_id
-    with _channel(address, tls_ca_path) as channel:
+    with _channel(address, tls) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
         try:
             call(request.SerializeToString(), timeout=_SECONDS)
@@ -32,7 +48,10 @@ def release(workflow_id: str, run_id: str, namespace: str, address: str, tls_ca_
             raise Fatal(f"{address}: {error.code().name}: {error.details()}") from None
 
 
-def _channel(address: str, tls_ca_path: str | None) -> grpc.Channel:
-    if tls_ca_path is None:
+def _channel(address: str, tls: ClientTls | None) -> grpc.Channel:
+    if tls is None:
         return grpc.insecure_channel(address)
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(Path(tls_ca_path).read_bytes()))
+    paths = (tls.ca_path, tls.key_path, tls.cert_path)
+    return grpc.secure_channel(
+        address, grpc.ssl_channel_credentials(*(Path(path).read_bytes() if path else None for path in paths))
+    )

@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from everfold.cli import nodes, topics
+from everfold.cli.tls import read_tls
 from everfold.cli.version import version
 from everfold.runtime.broker import BrokerError
 from everfold.runtime.config import Settings
@@ -84,6 +85,7 @@ class OneService:
     def __init__(self, settings: Settings, role: str) -> None:
         self._settings = settings
         self._role = role
+        self._tls = read_tls(settings.frontend) if role == "frontend" else None
         self._data = open_data_dir(settings, default=role)
 
     async def start(self, supervisor: Supervisor) -> None:
@@ -92,9 +94,10 @@ class OneService:
         self._data.acquire()
         kafka = topics.kafka_settings(settings)
         cluster = await nodes.look_at(kafka, settings, self._data)
-        node = nodes.Node(settings, kafka, cluster, self._data, roles=(self._role,))
+        node = nodes.Node(settings, kafka, cluster, self._data, roles=(self._role,), tls=self._tls)
         await node.start(supervisor)
-        log.info("serves", role=self._role, **node.addresses())
+        tls = {} if self._tls is None else {"tls": True}
+        log.info("serves", role=self._role, **node.addresses(), **tls)
 
     def close(self) -> None:
         """Give the data directory up."""

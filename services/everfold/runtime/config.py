@@ -174,9 +174,21 @@ class FrontendSettings:
     port: int = setting(7233, "Port to listen on; 0 picks a free one.", flag="--port", minimum=0, maximum=65535)
     gateway: str = setting(
         "native",
-        "gRPC implementation: native is faster, grpcio is the reference.",
+        "gRPC implementation: native is faster, grpcio is the reference, and what serves TLS.",
         choices=("native", "grpcio"),
         flag="--gateway",
+    )
+    tls_cert_path: str = setting(
+        "",
+        "Certificate chain, a PEM file read at the start: the frontend then serves TLS, with the gateway grpcio, and "
+        "refuses plaintext. It is for clients; what Everfold's processes say to one another stays plain.",
+        flag="--tls-cert-path",
+    )
+    tls_key_path: str = setting("", "Private key of that certificate, an unencrypted PEM file.", flag="--tls-key-path")
+    tls_client_ca_path: str = setting(
+        "",
+        "Authorities, a PEM file: clients must show a certificate that one of them signed.",
+        flag="--tls-client-ca-path",
     )
     message_bytes_max: int = setting(
         4 * MIB, "Largest request taken, as in Temporal.", unit="bytes", minimum=MIB, maximum=7 * MIB
@@ -348,6 +360,19 @@ def contradictions(settings: Settings, resolved: Resolved) -> list[str]:
             for path in ("broker.port", "broker.heap_bytes")
             if path in given
         ]
+    frontend = settings.frontend
+    if bool(frontend.tls_cert_path) != bool(frontend.tls_key_path):
+        one, other = ("cert", "key") if frontend.tls_cert_path else ("key", "cert")
+        wrong.append(f"frontend.tls_{one}_path is given without frontend.tls_{other}_path: TLS needs both.")
+    elif frontend.tls_client_ca_path and not frontend.tls_cert_path:
+        wrong.append(
+            "frontend.tls_client_ca_path is given without frontend.tls_cert_path: only TLS knows certificates."
+        )
+    if frontend.tls_cert_path and frontend.gateway == "native" and "frontend.gateway" in given:
+        wrong.append(
+            "frontend.tls_cert_path asks for TLS, and frontend.gateway is native, which has none: drop the gateway, or "
+            "give grpcio."
+        )
     if reserved := RESERVED_PROPERTIES & settings.kafka.properties.keys():
         names = ", ".join(sorted(reserved))
         wrong.append(f"kafka.properties sets {names}: the engine's guarantees rest on its own values. Drop it.")
