@@ -60,7 +60,12 @@ class ShardDriver:
     """One shard (of one), its log, and helpers to drive a workflow through it."""
 
     def __init__(
-        self, *, guards: Guards | None = None, replay: bool = True, settings: dict[str, int] | None = None
+        self,
+        *,
+        guards: Guards | None = None,
+        replay: bool = True,
+        settings: dict[str, int] | None = None,
+        shard_count: int = 1,
     ) -> None:
         self.store = DictRows()
         self.guards = guards
@@ -74,7 +79,7 @@ class ShardDriver:
         self.steps: list[Step] = []
         self.messages: list[bytes] = []
         self._requests = 0
-        self.append("GENESIS", {"cluster_id": "test", "shard": 0, "shard_count": 1, "feature_level": 1})
+        self.append("GENESIS", {"cluster_id": "test", "shard": 0, "shard_count": shard_count, "feature_level": 1})
         if settings:
             self.append("SETTINGS_CHANGED", {"settings": settings})
         self.know_namespace({"CustomKeyword": "Keyword"})
@@ -116,6 +121,7 @@ class ShardDriver:
         run_id: str = "",
         origin: dict[str, Any] | None = None,
         facts: dict[str, str] | None = None,
+        start: dict[str, Any] | None = None,
     ) -> Step:
         """Appends a record to the log and folds it."""
         value = codec.encode_shard_record(
@@ -129,6 +135,7 @@ class ShardDriver:
                 "proposer": {"instance": 1, "sequence": len(self.log), "clock_ns": self.now_ns},
                 "trace": {},
                 "facts": facts or {},
+                "start": start,
                 "body": (codec.body_of(kind), body),
             }
         )
