@@ -31,29 +31,36 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty directory with a virtual environment that holds the wheel, over this environment's dependencies.
-
-    The dependencies are linked in by a path file rather than fetched again; the checkout itself is not on the path.
+    """An empty directory with a virtual environment into which pip has installed the wheel, over this environment's
+    dependencies: they are linked in by a path file rather than fetched again. The checkout itself is not on the path.
     """
     home = tmp_path_factory.mktemp("empty")
     venv.create(home / "venv", with_pip=False)
+    python = home / "venv" / "bin" / "python"
+    # The pip of the interpreter that runs the tests acts on the other one: nothing has to be fetched for that either.
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index",
+         "--no-cache-dir", "--disable-pip-version-check", str(wheel)],
+        cwd=home, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     site = home / "venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
     # addsitedir would run the checkout's own editable-install path file; a plain entry does not.
     (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
-    script = home / "venv" / "bin" / "everfold"
-    script.write_text(f"#!{home}/venv/bin/python\nfrom everfold.cli import main\nmain()\n")
-    script.chmod(0o755)
     (home / "work").mkdir()
     return home
 
 
+def environment() -> dict[str, str]:
+    """This one without what would lead to the checkout, or to somebody's own settings."""
+    ours = ("PYTHON", "EVERFOLD", "VIRTUAL", "PIP_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 def run(installed: Path, *words: str) -> str:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EVERFOLD", "VIRTUAL"))}
     done = subprocess.run(
         [str(installed / "venv" / "bin" / words[0]), *words[1:]],
-        cwd=installed / "work", env=env, capture_output=True, text=True, timeout=60, check=False,
+        cwd=installed / "work", env=environment(), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -86,6 +93,15 @@ def test_the_wheel_runs_from_an_empty_directory_without_the_checkout(installed: 
     assert str(installed) in where
 
 
+def test_pip_knows_the_package_and_made_its_command(installed: Path) -> None:
+    script = (installed / "venv" / "bin" / "everfold").read_text()
+    assert script.startswith(f"#!{installed}/venv/bin/python")
+    code = "from importlib.metadata import distribution as d; print([p.value for p in d('everfold').entry_points])"
+    assert "everfold.cli:main" in run(installed, "python", "-c", code)
+    metadata = "from importlib.metadata import distribution as d; print(d('everfold').read_text('INSTALLER'))"
+    assert run(installed, "python", "-c", metadata).strip() == "pip"
+
+
 def test_schemas_are_read_from_the_wheel(installed: Path) -> None:
     code = "from everfold.schemas import codec; print(sorted(n for n in dir(codec) if n.startswith('encode'))[0])"
     assert run(installed, "python", "-c", code).startswith("encode")
@@ -96,9 +112,8 @@ def test_schemas_are_read_from_the_wheel(installed: Path) -> None:
 def test_start_dev_runs_from_the_wheel_in_an_empty_directory(installed: Path) -> None:
     script = str(installed / "venv" / "bin" / "everfold")
     command = [script, "server", "start-dev", "--ephemeral", "--port", "0"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
     with (installed / "server.log").open("w+") as log:
-        server = subprocess.Popen(command, cwd=installed / "work", env=env, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=installed / "work", env=environment(), stdout=log, stderr=log)
         try:
             address = wait_for_address(server, Path(log.name))
             assert answers(address)
