@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from temporalio.api.enums.v1.event_type_pb2 import EventType
+from temporalio.api.enums.v1.workflow_pb2 import WORKFLOW_EXECUTION_STATUS_RUNNING
 
 from support.certificates import Authority
-from support.servers import Server, answers, cli, cli_json, everfold_command, everfold_server, free_port
+from support.raw import RawClient, RpcError
+from support.servers import (
+    Server,
+    answers,
+    banner,
+    cli,
+    cli_json,
+    everfold_command,
+    everfold_server,
+    free_port,
+)
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(240)]
 
@@ -33,9 +47,9 @@ def test_it_prints_its_addresses_stops_within_five_seconds_and_carries_on(tmp_pa
     options = ("--namespace", "other", "--search-attribute", "Age=Int", "--topology-metrics-port", metrics)
     server = everfold_server(tmp_path, *options)
     with server:
-        assert "gRPC:" in server.tail(200)
-        assert f"Processors: metrics at http://127.0.0.1:{metrics}/metrics" in server.tail(200)
-        assert "survives the kill of any process, not the loss of power" in server.tail(200)
+        assert "gRPC:" in banner(server)
+        assert f"Processors: metrics at http://127.0.0.1:{metrics}/metrics" in banner(server)
+        assert "survives the kill of any process, not the loss of power" in banner(server)
         start(server, "kept")
         names = cli(server.address, "operator", "namespace", "list").stdout
         assert "default" in names
@@ -47,6 +61,69 @@ def test_it_prints_its_addresses_stops_within_five_seconds_and_carries_on(tmp_pa
         assert not [process for process in below if process.is_running()]
         server.start()
         assert "kept" in describe(server, "kept")
+
+
+def test_a_timer_that_fell_due_while_the_server_was_down_fires_at_once_after_a_restart(tmp_path: Path) -> None:
+    delay_s = 8.0
+    with everfold_server(tmp_path) as server:
+        cli(server.address, *_start("delayed"), "--start-delay", f"{delay_s:.0f}s")
+        due = time.monotonic() + delay_s
+        with connected(server) as client:
+            assert events(client, "delayed") == ["WORKFLOW_EXECUTION_STARTED"]
+        server.stop()
+        assert time.monotonic() < due, "the server took so long to stop that this shows nothing"
+        time.sleep(due + 0.5 - time.monotonic())
+        server.start()
+        serves = time.monotonic()
+        with connected(server) as client:
+            while events(client, "delayed") != ["WORKFLOW_EXECUTION_STARTED", "WORKFLOW_TASK_SCHEDULED"]:
+                assert time.monotonic() < serves + 2.0, server.tail()
+                time.sleep(0.05)
+            task = client.call("PollWorkflowTaskQueue", namespace="default", task_queue={"name": "q"})
+            assert task.workflow_execution.workflow_id == "delayed"
+
+
+def test_it_stops_within_five_seconds_while_a_worker_polls_and_a_workflow_runs(tmp_path: Path) -> None:
+    with everfold_server(tmp_path) as server:
+        start(server, "running")
+        execution = {"workflow_id": "running"}
+        with connected(server) as client:
+            task = client.call("PollWorkflowTaskQueue", namespace="default", task_queue={"name": "q"})
+            assert task.task_token
+            waiting = [
+                client.begin("PollWorkflowTaskQueue", timeout=60, namespace="default", task_queue={"name": "q"}),
+                client.begin("PollActivityTaskQueue", timeout=60, namespace="default", task_queue={"name": "q"}),
+                client.begin(
+                    "GetWorkflowExecutionHistory", timeout=60, namespace="default", execution=execution,
+                    wait_new_event=True, history_event_filter_type=2,
+                ),
+            ]  # fmt: skip
+            time.sleep(1.0)  # they have reached the server
+            assert not any(call.done for call in waiting)
+            assert server.stop() < STOP_S
+            for call in waiting:
+                with contextlib.suppress(RpcError):  # an empty answer or a refusal, but none hangs
+                    assert not getattr(call.result(5.0), "task_token", b"")
+        server.start()
+        with connected(server) as client:
+            found = client.call("DescribeWorkflowExecution", namespace="default", execution=execution)
+            assert found.workflow_execution_info.status == WORKFLOW_EXECUTION_STATUS_RUNNING
+
+
+@contextlib.contextmanager
+def connected(server: Server) -> Iterator[RawClient]:
+    client = RawClient(server.address)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def events(client: RawClient, workflow_id: str) -> list[str]:
+    found = client.call(
+        "GetWorkflowExecutionHistory", namespace="default", execution={"workflow_id": workflow_id}
+    ).history.events
+    return [EventType.Name(event.event_type).removeprefix("EVENT_TYPE_") for event in found]
 
 
 def test_a_server_that_is_killed_takes_its_children_along_and_loses_nothing(tmp_path: Path) -> None:

@@ -251,6 +251,16 @@ def everfold_server(
     return Server(name, f"{LOOPBACK}:{port}", command, directory / f"{name}.log", env)
 
 
+def banner(server: Server, timeout: float = 10.0) -> str:
+    """What `start-dev` has told its user. It answers a moment before it says so."""
+    deadline = time.monotonic() + timeout
+    while "Durability:" not in (text := server.log.read_text(errors="replace")):
+        if time.monotonic() > deadline:
+            raise NotReady(f"{server.name} prints no banner\n{server.tail()}")
+        time.sleep(0.05)
+    return text
+
+
 def temporal_server(
     directory: Path,
     *arguments: str,
