@@ -11,6 +11,7 @@ from shard_driver import (
     ShardDriver,
     complete_workflow,
     continue_as_new,
+    duration,
     schedule_activity,
     start_child,
     start_timer,
@@ -25,6 +26,8 @@ from test_workflow_task import assert_history
 from everfold.history.machine import reads
 from everfold.history.machine.step import UpdateNews
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.time import SECOND_NS
+from everfold.schemas import codec
 
 
 def update_request(update_id: str = "u") -> ws.UpdateWorkflowExecutionRequest:
@@ -394,6 +397,51 @@ def test_a_reset_needs_a_workflow_task_at_its_point(shard: ShardDriver) -> None:
         reset(shard, 2)
     with pytest.raises(StatusError, match="must be > 1"):
         reset(shard, 99)
+
+
+def test_a_reset_gives_a_run_that_timed_out_its_whole_time_again(shard: ShardDriver) -> None:
+    shard.start(workflow_run_timeout=duration(10))
+    shard.complete(shard.poll(), start_timer("t", 1000))
+    shard.sleep(11)
+    assert shard.describe().workflow_execution_info.status == 7
+    reset(shard, 4)
+    shard.sleep(9)
+    assert shard.describe().workflow_execution_info.status == 1
+    shard.sleep(2)
+    assert shard.describe().workflow_execution_info.status == 7
+
+
+def test_what_a_reset_run_continues_as_ends_by_its_own_time(shard: ShardDriver) -> None:
+    shard.start(workflow_execution_timeout=duration(20))
+    shard.complete(shard.poll(), start_timer("t", 1000))
+    shard.sleep(15)
+    reset(shard, 4)
+    reset_at = shard.now_ns
+    shard.sleep(10)
+    shard.complete(shard.poll(), continue_as_new())
+    extended = shard.describe().workflow_extended_info
+    assert extended.execution_expiration_time.ToNanoseconds() == reset_at + 20 * SECOND_NS
+    assert extended.run_expiration_time.ToNanoseconds() == reset_at + 20 * SECOND_NS
+    shard.sleep(11)
+    assert shard.describe().workflow_execution_info.status == 7
+
+
+def test_a_run_that_a_reset_made_starts_at_the_reset(shard: ShardDriver) -> None:
+    first = shard.start(workflow_start_delay=duration(3))
+    started_at = shard.now_ns
+    shard.sleep(4)
+    shard.complete(shard.poll(), start_timer("t", 1000))
+    shard.sleep(15)
+    assert not shard.describe().workflow_extended_info.HasField("last_reset_time")
+    reset(shard, 4)
+    description = shard.describe()
+    info, extended = description.workflow_execution_info, description.workflow_extended_info
+    assert info.start_time.ToNanoseconds() == extended.last_reset_time.ToNanoseconds() == shard.now_ns
+    assert info.execution_time.ToNanoseconds() == shard.now_ns + 3 * SECOND_NS
+    assert extended.original_start_time.ToNanoseconds() == started_at
+    assert shard.describe(run_id=first).workflow_execution_info.start_time.ToNanoseconds() == started_at
+    listed = [row.value for row in shard.steps[-1].outputs if row.topic == "visibility"]
+    assert codec.decode(listed[-1] or b"")[1]["start_time_ns"] == shard.now_ns
 
 
 def test_a_deleted_workflow_is_gone(shard: ShardDriver) -> None:

@@ -10,7 +10,7 @@ from temporalio.api.enums.v1 import reset_pb2
 
 from differential.scenarios import scenario
 from differential.scenarios.pieces import start_child, tasks_by_workflow
-from differential.script import CLIENT, NAMESPACE, Script, command, failure, payload, payloads, seconds
+from differential.script import CLIENT, NAMESPACE, PATIENCE, Script, command, failure, payload, payloads, seconds
 
 
 def _continue(**attributes: Any) -> Any:
@@ -316,6 +316,67 @@ def reset_with_child(s: Script) -> None:
     s.complete(s.poll("after the reset"))
     s.complete(tasks[s.id("child")], s.done("of the child"))
     s.complete(s.poll("with the child's result"), s.done())
+
+
+@scenario("21j", "a run that timed out is reset: the new one has its whole time, and so has what it continues as")
+def reset_timed_out(s: Script) -> None:
+    run_id = s.start(workflow_run_timeout=seconds(2), workflow_execution_timeout=seconds(5))
+    s.complete(s.poll(), s.timer(after=60))
+    s.wait("WORKFLOW_EXECUTION_TIMED_OUT")
+    time.sleep(3.5)  # the workflow's whole time is over, too
+    response = _reset(s, run_id, 4)
+    s.track("wf", response.run_id, "after the reset")
+    _note_expiry(s, "after the reset")
+    time.sleep(1.2)
+    s.complete(s.poll("after the reset"), _continue())
+    s.track("wf", label="next run")
+    task = s.poll()
+    _note_expiry(s, "next run", since_reset=1.2)
+    s.complete(task, s.timer(after=60))
+    s.wait("WORKFLOW_EXECUTION_TIMED_OUT")
+
+
+def _note_expiry(s: Script, label: str, since_reset: float = 0) -> None:
+    """Notes how long the current run and its workflow may last, counted from its start, in seconds rounded down."""
+    description = s.describe()
+    start = description.workflow_execution_info.start_time.ToNanoseconds()
+    extended = description.workflow_extended_info
+    for name in ("execution_expiration_time", "run_expiration_time"):
+        left = (getattr(extended, name).ToNanoseconds() - start) / 1e9 + since_reset
+        s.note(f"{label}: {name}", f"{left:.0f} s")
+
+
+@scenario("21k", "when a run that a reset made has started, as described and as listed")
+def reset_times(s: Script) -> None:
+    run_id = s.start(workflow_start_delay=seconds(1))
+    s.complete(s.poll(), s.timer(after=60))
+    time.sleep(1.2)
+    response = _reset(s, run_id, 4)
+    s.track("wf", response.run_id, "after the reset")
+    s.poll()
+    for label, which in (("base", run_id), ("reset", response.run_id)):
+        description = s.describe(run_id=which)
+        info, extended = description.workflow_execution_info, description.workflow_extended_info
+        began = extended.original_start_time.ToNanoseconds()
+        for name, value in (("start", info.start_time), ("execution", info.execution_time)):
+            s.note(f"{label}: {name}", f"{(value.ToNanoseconds() - began) / 1e9:.0f} s later")
+        shown = extended.HasField("last_reset_time") and extended.last_reset_time == info.start_time
+        s.note(f"{label}: its start is its last reset", shown)
+        apart = _listed_start(s, which).ToNanoseconds() - info.start_time.ToNanoseconds()
+        s.note(f"{label}: listed with that start", abs(apart) < 10_000_000)  # kept to the millisecond or so
+    s.terminate()
+
+
+def _listed_start(s: Script, run_id: str) -> Any:
+    """Start time of a run in lists, once it is there."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        query = f'WorkflowId = "{s.id()}"'
+        for info in s.client.call("ListWorkflowExecutions", namespace=NAMESPACE, query=query).executions:
+            if info.execution.run_id == run_id:
+                return info.start_time
+        time.sleep(0.1)
+    raise AssertionError(f"{run_id} is not listed")
 
 
 @scenario("upserts", "memo and search attributes are upserted and taken away again")

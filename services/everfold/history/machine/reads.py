@@ -324,6 +324,7 @@ def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
         for name in ("workflow_execution_timeout", "workflow_run_timeout"):
             if a.HasField(name):
                 getattr(config, name).CopyFrom(getattr(a, name))
+        response.workflow_extended_info.original_start_time.CopyFrom(started.event_time)
     set_duration(config.default_workflow_task_timeout, run.task_timeout_ns)
     if run.user_metadata:
         config.user_metadata.ParseFromString(run.user_metadata)
@@ -356,7 +357,8 @@ def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
         set_time(extended.run_expiration_time, run.run_expires_at_ns)
     extended.cancel_requested = run.cancel_requested
     extended.reset_run_id = run.reset_run_id
-    set_time(extended.original_start_time, run.started_at_ns)
+    if run.original_run_id != run.run_id:  # a reset made it (mutable_state_impl.go, IsResetRun)
+        set_time(extended.last_reset_time, run.started_at_ns)
     if run.create_request_id:
         known = extended.request_id_infos[run.create_request_id]
         known.event_type = 1  # type: ignore[assignment]

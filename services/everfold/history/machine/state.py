@@ -341,6 +341,7 @@ class Run:
     Attributes:
         slot: the workflow id's slot; prefix of its rows.
         original_run_id: the run id at creation; kept through a reset, and the seed of the SDKs' randomness.
+        started_at_ns: when the run was made: of one that a reset made, the reset's time, not that of its first event.
         first_task_at_ns: when the first workflow task is due, for a delayed start; 0 once scheduled.
         next_event_id: id of the next history event.
         workflow_task_attempt: attempt of the next workflow task; above 1 it will be transient.

@@ -64,6 +64,7 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     if ended is not base:
         Turn(ctx, base).finish()
     turn = Turn(ctx, run)
+    _begin_anew(run, ctx.now_ns)
     _fail_task(turn, request, base)
     for event in again:
         _apply_again(turn, event, excluded)
@@ -129,6 +130,19 @@ def _rebuild(ctx: StepContext, base: Run, point: int, request_id: str) -> Run:
             f"Can only reset workflow to event ID in range [WorkflowTaskScheduled +1, WorkflowTaskStarted + 1]: {point}"
         )
     return run
+
+
+def _begin_anew(run: Run, now_ns: int) -> None:
+    """The new run starts now, and has its whole timeouts before it, also where the base run has used them up;
+    WorkflowExecutionStarted goes on to tell of the old times (state_rebuilder.go, initializeBuilders;
+    mutable_state_impl.go, RefreshExpirationTimeoutTask).
+    """
+    run.execution_at_ns += now_ns - run.started_at_ns
+    run.started_at_ns = now_ns
+    run.execution_expires_at_ns = now_ns + run.execution_timeout_ns if run.execution_timeout_ns else 0
+    run.run_expires_at_ns = now_ns + run.run_timeout_ns if run.run_timeout_ns else 0
+    if run.execution_expires_at_ns:
+        run.run_expires_at_ns = min(run.run_expires_at_ns or run.execution_expires_at_ns, run.execution_expires_at_ns)
 
 
 def _rows(ctx: StepContext, run: Run, end: int) -> Iterator[bytes]:
