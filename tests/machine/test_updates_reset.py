@@ -370,6 +370,23 @@ def test_children_of_a_run_that_is_reset_live_on_and_report_to_the_new_run(shard
     assert "ChildWorkflowCompleted" in shard.history()
 
 
+def test_the_parent_of_a_run_that_is_reset_hears_of_the_new_run_alone(shard: ShardDriver) -> None:
+    shard.start("parent")
+    shard.complete(shard.poll("parent"), start_child("w"))
+    shard.deliver()
+    shard.complete(shard.poll("w"), start_timer("t", 1000))
+    reset(shard, 4)
+    shard.deliver()
+    assert "ChildWorkflowTerminated" not in shard.history("parent")
+    shard.complete(shard.poll("w"), complete_workflow())
+    shard.deliver()
+    assert shard.history("parent").splitlines()[-1].endswith("ChildWorkflowCompleted")
+    reset(shard, 4)  # it is closed now, and the parent has heard
+    shard.complete(shard.poll("w"), complete_workflow())
+    shard.deliver()
+    assert shard.history("parent").count("ChildWorkflowCompleted") == 1
+
+
 def test_a_reset_can_leave_signals_out(shard: ShardDriver) -> None:
     shard.start()
     shard.complete(shard.poll(), start_timer("t", 10))
@@ -388,6 +405,26 @@ def test_a_closed_workflow_can_be_reset_and_pending_activities_run_again(shard: 
     assert task.activity_id == "a"
     shard.complete_activity(task)
     assert "ActivityTaskCompleted" in shard.history()
+
+
+def test_the_time_of_an_activity_that_has_not_begun_is_counted_from_the_reset(shard: ShardDriver) -> None:
+    shard.start()
+    shard.complete(shard.poll(), schedule_activity("a", schedule_to_close=20))
+    shard.signal()
+    shard.complete(shard.poll(), start_timer("t", 1000))
+    shard.sleep(15)
+    reset(shard, 8)
+    shard.sleep(10)
+    task = shard.poll_activity()
+    assert task.scheduled_time.ToNanoseconds() == shard.now_ns - 10 * SECOND_NS
+    run = shard.fold.run(NAMESPACE_ID, "default", "w", "")
+    assert run is not None
+    started = reads.events_of(shard.fold, run)[7].workflow_task_started_event_attributes
+    assert (started.request_id, started.history_size_bytes > 0) == ("emptyUuid", True)
+    shard.sleep(9)
+    assert "ActivityTaskTimedOut" not in shard.history()
+    shard.sleep(2)
+    assert "ActivityTaskTimedOut" in shard.history()
 
 
 def test_a_reset_needs_a_workflow_task_at_its_point(shard: ShardDriver) -> None:

@@ -161,14 +161,14 @@ def cron_times(s: Script) -> None:
         s.terminate(name)
 
 
-def _reset(s: Script, run_id: str, event_id: int, **fields: Any) -> Any:
+def _reset(s: Script, run_id: str, event_id: int, name: str = "wf", **fields: Any) -> Any:
     return s.client.call(
         "ResetWorkflowExecution",
         namespace=NAMESPACE,
-        workflow_execution=s.execution("wf", run_id),
+        workflow_execution=s.execution(name, run_id),
         reason="try again",
         workflow_task_finish_event_id=event_id,
-        request_id=s.request("reset"),
+        request_id=s.request(f"reset-{run_id}"),
         identity=CLIENT,
         **fields,
     )
@@ -377,6 +377,44 @@ def _listed_start(s: Script, run_id: str) -> Any:
                 return info.start_time
         time.sleep(0.1)
     raise AssertionError(f"{run_id} is not listed")
+
+
+@scenario("21l", "an open child is reset, and once more when closed: its parent hears of the first result alone")
+def reset_child(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), start_child(s))
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id()], s.timer(after=60))
+    child = tasks[s.id("child")]
+    s.complete(child, s.timer(after=60))
+    run_id = child.workflow_execution.run_id
+    s.track("child", run_id)
+    for label in ("after the reset", "after the second reset"):
+        response = _reset(s, run_id, 4, "child", reset_reapply_type=reset_pb2.RESET_REAPPLY_TYPE_NONE)
+        run_id = response.run_id
+        s.track("child", run_id, label)
+        s.complete(s.poll(label), s.done(label))
+        if label == "after the reset":
+            s.complete(s.poll("of the parent"), s.timer("again", 60))
+    time.sleep(1.5)  # for what should not come
+    s.terminate()
+
+
+@scenario("21m", "a reset with an activity not yet begun: its time is counted from the reset")
+def reset_with_activity_in_time(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.activity(schedule_to_close_timeout=seconds(4)))
+    s.signal("next task")
+    s.complete(s.poll(), s.timer(after=60))
+    time.sleep(2.5)
+    response = _reset(s, run_id, 8)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"))
+    time.sleep(2.5)
+    s.complete_activity(s.poll_activity("of the activity"))
+    s.poll("with its result")
+    s.terminate()
 
 
 @scenario("upserts", "memo and search attributes are upserted and taken away again")

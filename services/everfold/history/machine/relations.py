@@ -6,7 +6,7 @@ receiving shard takes it once. `initiated_event_id` of the sender is the key by 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgpack
 from temporalio.api.enums.v1 import workflow_pb2
@@ -22,6 +22,9 @@ from everfold.kernel.ids import Origin, record_key, shard_of
 from everfold.schemas.topics import SHARD_LOG
 
 Message = dict[str, Any]
+
+RESETTER: Final = "history-resetter"
+"""Identity in WorkflowExecutionTerminated of a run that a reset has replaced."""
 
 
 class Outgoing(NamedTuple):
@@ -70,8 +73,12 @@ def sender(run: Run, initiated_event_id: int) -> list[Any]:
 
 
 def announce_close(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent) -> None:
-    """The run has closed: tells its parent, its children as their policy says, and who waits for its updates."""
-    if run.parent and not run.successor_run_id:
+    """The run has closed: tells its parent, its children as their policy says, and who waits for its updates.
+
+    A parent hears nothing of a run that ended because a reset put another in its place: that one reports to it
+    (transfer_queue_active_task_executor.go, processCloseExecution).
+    """
+    if run.parent and not run.successor_run_id and not _ended_by_reset(event):
         namespace_id, namespace, workflow_id, run_id, initiated_event_id = run.parent
         message = {
             "initiated": initiated_event_id,
@@ -90,6 +97,11 @@ def announce_close(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent) 
         message = {"cancel": cancel, "parent": [run.workflow_id, run.run_id]}
         send(ctx, child.namespace, child.namespace_id, child.workflow_id, "", "ParentClosed", message)
     _abort_updates(ctx, run)
+
+
+def _ended_by_reset(event: history_pb2.HistoryEvent) -> bool:
+    """As Temporal's IsTerminatedByResetter (workflow_resetter.go)."""
+    return event.workflow_execution_terminated_event_attributes.identity == RESETTER
 
 
 def _abort_updates(ctx: StepContext, run: Run) -> None:

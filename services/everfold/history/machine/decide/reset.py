@@ -21,15 +21,17 @@ from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.signal import remember_request
-from everfold.history.machine.decide.task_start import record_started
+from everfold.history.machine.decide.task_start import record_started, suggested_reasons
 from everfold.history.machine.events import framed, parse_history, serialize
+from everfold.history.machine.relations import RESETTER
 from everfold.history.machine.rejections import invalid, workflow_not_found
 from everfold.history.machine.state import Run, Status
 from everfold.history.machine.step import Reply
 from everfold.history.machine.turn import Turn
 
-_RESETTER: Final = "history-resetter"
 _RESET: Final = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
+_NO_REQUEST: Final = "emptyUuid"
+"""What a real server writes as the request of a start that no worker asked for (mutable_state_impl.go, emptyUUID)."""
 _CHAIN_MAX: Final = 1_000
 """Runs of a continue-as-new chain that are searched for events to apply again; a longer chain is cut here."""
 
@@ -59,7 +61,7 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
         waiting = [history_pb2.HistoryEvent.FromString(data) for data in ended.buffered]
         again.extend(event for event in waiting if event.event_type not in events.FLUSHED_LAST)
         turn = Turn(ctx, ended)
-        terminate(turn, request.reason, None, _RESETTER)
+        terminate(turn, request.reason, None, RESETTER)
         turn.finish()
     if ended is not base:
         Turn(ctx, base).finish()
@@ -68,8 +70,9 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     _fail_task(turn, request, base)
     for event in again:
         _apply_again(turn, event, excluded)
-    for activity in run.activities.values():
-        activity.scheduled_at_ns = ctx.now_ns
+    for activity in run.activities.values():  # none has begun (workflow_resetter.go, failInflightActivity)
+        activity.scheduled_at_ns = activity.first_scheduled_at_ns = ctx.now_ns
+        activity.expires_at_ns = ctx.now_ns + activity.schedule_to_close_ns if activity.schedule_to_close_ns else 0
         turn.offer_activity_task(activity)
     run.workflow_task_attempt = 1
     schedule_workflow_task(turn)
@@ -156,8 +159,15 @@ def _fail_task(turn: Turn, request: ws.ResetWorkflowExecutionRequest, base: Run)
     task = run.workflow_task
     assert task is not None
     if not task.started_event_id:
+        suggest = suggested_reasons(turn.ctx.limits, run)
         started = record_started(
-            turn, task.scheduled_event_id, request.request_id, "history-service", 0, 0, turn.ctx.now_ns
+            turn,
+            task.scheduled_event_id,
+            _NO_REQUEST,
+            "history-service",
+            run.history_size_bytes,
+            suggest,
+            turn.ctx.now_ns,
         )
     else:
         started = task.started_event_id
