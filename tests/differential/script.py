@@ -256,6 +256,10 @@ class Script:
             if not token:
                 return events
 
+    def headings(self, name: str = "wf", run_id: str = "") -> list[str]:
+        """Numbers and types of the events of a run."""
+        return _headings(self._history(self.id(name), run_id))
+
     def wait(self, kind: str, name: str = "wf", *, count: int = 1, run_id: str = "") -> Any:
         """Waits until the history holds an event of that type, and returns the newest of them."""
         number = event_type_pb2.EventType.Value(f"EVENT_TYPE_{kind}")

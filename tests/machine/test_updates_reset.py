@@ -9,10 +9,12 @@ from google.protobuf.message import Message
 from shard_driver import (
     NAMESPACE_ID,
     ShardDriver,
+    cancel_external,
     complete_workflow,
     continue_as_new,
     duration,
     schedule_activity,
+    signal_external,
     start_child,
     start_timer,
     sticky,
@@ -385,6 +387,72 @@ def test_the_parent_of_a_run_that_is_reset_hears_of_the_new_run_alone(shard: Sha
     shard.complete(shard.poll("w"), complete_workflow())
     shard.deliver()
     assert shard.history("parent").count("ChildWorkflowCompleted") == 1
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_other_workflows_were_asked_is_asked_again_when_the_reset_takes_the_answer(
+    shard: ShardDriver, answered: bool
+) -> None:
+    shard.start("target")
+    shard.start()
+    asked = [signal_external("target"), cancel_external("target")]
+    shard.complete(shard.poll("w"), *asked, force_create_new_workflow_task=True)
+    if answered:
+        shard.deliver()
+    shard.poll("w")
+    reset(shard, 8)
+    shard.deliver()
+    history = shard.history()
+    assert "8 WorkflowTaskStarted" in history
+    assert history.count("ExternalWorkflowSignaled") == history.count("ExternalWorkflowCancelRequested") == 1
+    assert shard.history("target").count("WorkflowSignaled") == 2  # as on a real server
+    assert shard.history("target").count("WorkflowCancelRequested") == 1
+
+
+def test_a_child_whose_start_was_not_answered_before_a_reset_is_started_once(shard: ShardDriver) -> None:
+    shard.start()
+    shard.complete(shard.poll("w"), start_child("child"), force_create_new_workflow_task=True)
+    for _ in range(2):  # the second run is reset, too
+        shard.poll("w")
+        reset(shard, 7)
+    shard.deliver()
+    assert shard.history().count("ChildWorkflowStarted") == 1
+    shard.complete(shard.poll("child"), complete_workflow())
+    shard.deliver()
+    assert shard.history().splitlines()[-1].endswith("ChildWorkflowCompleted")
+
+
+def test_a_child_that_closes_before_the_new_run_knows_it_is_written_as_started_and_closed(shard: ShardDriver) -> None:
+    shard.start()
+    shard.complete(shard.poll("w"), start_child("child"), force_create_new_workflow_task=True)
+    shard.poll("w")
+    reset(shard, 7)
+    shard._fold(shard.messages.pop(0))  # the base run's
+    shard.complete(shard.poll("child"), complete_workflow())
+    shard.deliver()
+    lines = [line.split()[1] for line in shard.history().splitlines()]
+    assert lines[-2:] == ["ChildWorkflowStarted", "ChildWorkflowCompleted"]
+    assert shard.describe("child").workflow_execution_info.status == 2  # and not started again
+
+
+def test_a_child_of_the_run_before_a_reset_is_not_taken_for_one_of_the_new_run(shard: ShardDriver) -> None:
+    first = shard.start()
+    shard.complete(shard.poll(), start_timer("t", 1000))
+    shard.signal()
+    shard.complete(shard.poll("w"), start_child("child"))
+    shard.deliver()
+    reset(shard, 4)
+    shard.complete(shard.poll("w"), start_timer("t", 1000), start_child("other"))
+    initiated = "10 StartChildWorkflowInitiated"
+    assert initiated in shard.history(run_id=first)
+    assert initiated in shard.history()
+    shard.deliver()
+    shard.complete(shard.poll("child"), complete_workflow())
+    shard.deliver()
+    assert "ChildWorkflowCompleted" not in shard.history()
+    shard.complete(shard.poll("other"), complete_workflow())
+    shard.deliver()
+    assert "ChildWorkflowCompleted" in shard.history()
 
 
 def test_a_reset_can_leave_signals_out(shard: ShardDriver) -> None:

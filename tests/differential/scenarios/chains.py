@@ -478,3 +478,83 @@ def delayed_signal_with_start(s: Script) -> None:
     )
     s.track()
     s.complete(s.poll("in time"), s.done())
+
+
+@scenario("21n", "a reset between what other workflows are asked and their answers: they are asked again")
+def reset_with_external(s: Script) -> None:
+    run_id = s.start(track=False)  # the answers come in any order
+    s.start("target", track=False)
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id("target")], s.timer(after=60))
+    s.complete(
+        tasks[s.id()],
+        command(
+            "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION",
+            execution=s.execution("target"),
+            signal_name="from afar",
+            input=payloads("of the signal"),
+            control="control",
+        ),
+        command("SIGNAL_EXTERNAL_WORKFLOW_EXECUTION", execution=s.execution("nobody"), signal_name="from afar"),
+        command(
+            "REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION", workflow_id=s.id("target"), reason="from afar", control="c"
+        ),
+        force_create_new_workflow_task=True,
+    )
+    for kind in (
+        "EXTERNAL_WORKFLOW_EXECUTION_SIGNALED",
+        "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED",
+        "EXTERNAL_WORKFLOW_EXECUTION_CANCEL_REQUESTED",
+    ):
+        s.wait(kind)
+    response = _reset(s, run_id, 9)
+    s.note("signals of the target", len(_events(s, "target", "WORKFLOW_EXECUTION_SIGNALED", 2)))
+    s.note("requests to cancel it", len(_events(s, "target", "WORKFLOW_EXECUTION_CANCEL_REQUESTED", 1)))
+    for kind in (
+        "EXTERNAL_WORKFLOW_EXECUTION_SIGNALED",
+        "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED",
+        "EXTERNAL_WORKFLOW_EXECUTION_CANCEL_REQUESTED",
+    ):
+        event = s.wait(kind, run_id=response.run_id)
+        event.event_id = 0  # in any order
+        s.note(f"after the reset, {kind}", event)
+    s.terminate()
+    s.terminate("target")
+
+
+def _events(s: Script, name: str, kind: str, count: int) -> list[str]:
+    s.wait(kind, name, count=count)
+    time.sleep(0.5)  # for what should not come
+    return [heading for heading in s.headings(name) if heading.endswith(kind)]
+
+
+@scenario("21o", "a reset between a child's start and the news of it")
+def reset_before_child_started(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), start_child(s), force_create_new_workflow_task=True)
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    s.track("child")
+    response = _reset(s, run_id, 7)
+    s.track("wf", response.run_id, "after the reset")
+    tasks = tasks_by_workflow(s, 2)
+    s.note("after the reset", tasks[s.id()])
+    s.complete(tasks[s.id()], s.timer(after=60))
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+    s.complete(s.poll("with the child's result"), s.done())
+
+
+@scenario("21p", "the parent-close policy and a child that an earlier run had started before a reset")
+def reset_and_close_policy(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), start_child(s))
+    s.track("child")
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id("child")], s.timer(after=60))
+    s.complete(tasks[s.id()], s.timer(after=60))
+    response = _reset(s, run_id, 9)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())
+    time.sleep(1)
+    s.note("child", s.describe("child").workflow_execution_info.status)  # lives on, also on a real server
+    s.terminate("child")

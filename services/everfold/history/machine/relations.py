@@ -84,6 +84,7 @@ def announce_close(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent) 
             "initiated": initiated_event_id,
             "status": int(run.status),
             "run_id": run.run_id,
+            "first_run_id": run.first_run_id,
             "workflow_id": run.workflow_id,
             "close": serialize(getattr(event, str(event.WhichOneof("attributes")))),
         }

@@ -5,6 +5,7 @@ Temporal: workflow_task_completed_handler.go, command_attr_validator.go, transfe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from temporalio.api.command.v1 import message_pb2 as command_pb2
@@ -12,6 +13,7 @@ from temporalio.api.enums.v1 import task_queue_pb2, workflow_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine import events, keys
+from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.activity_options import InvalidActivity, check_retry_policy, fill_retry_policy
 from everfold.history.machine.decide.chain import check_cron
 from everfold.history.machine.decide.failures import CommandFailed, Completion, check_blob, check_id
@@ -91,6 +93,20 @@ def start_child(
     turn.record(event)
     if command.HasField("user_metadata"):
         event.user_metadata.CopyFrom(command.user_metadata)
+    completion.messages.append(child_message(ctx, run, event))
+    return event
+
+
+def child_message(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent, heir_of: Sequence[str] = ()) -> Outgoing:
+    """What StartChildWorkflowExecutionInitiated asks of the child's shard.
+
+    Args:
+        ctx: the step.
+        run: the parent.
+        event: that event.
+        heir_of: the runs that this one took over from by a reset: what one of them has started is its child.
+    """
+    a = event.start_child_workflow_execution_initiated_event_attributes
     message: dict[str, Any] = {
         "from": sender(run, event.event_id),
         "root": run.root or [run.workflow_id, run.run_id],
@@ -99,11 +115,32 @@ def start_child(
         "priority": merge(run.priority, serialize(a.priority) if a.HasField("priority") else b""),
         "user_metadata": serialize(event.user_metadata) if event.HasField("user_metadata") else b"",
     }
-    facts = ctx.zone_facts(parse_cron(attributes.cron_schedule).zone) if attributes.cron_schedule else {}
-    completion.messages.append(
-        Outgoing(run.namespace, run.namespace_id, attributes.workflow_id, "", "StartChild", message, facts)
-    )
-    return event
+    if heir_of:
+        message["heir_of"] = list(heir_of)
+    facts = ctx.zone_facts(parse_cron(a.cron_schedule).zone) if a.cron_schedule else {}
+    return Outgoing(run.namespace, run.namespace_id, a.workflow_id, "", "StartChild", message, facts)
+
+
+def signal_message(run: Run, event: history_pb2.HistoryEvent) -> Outgoing:
+    """What SignalExternalWorkflowExecutionInitiated asks of the target's shard."""
+    a = event.signal_external_workflow_execution_initiated_event_attributes
+    message = {
+        "from": sender(run, event.event_id),
+        "signal_name": a.signal_name,
+        "input": serialize(a.input) if a.HasField("input") else None,
+        "header": serialize(a.header) if a.HasField("header") else None,
+        "child_only": a.child_workflow_only,
+    }
+    target = a.workflow_execution
+    return Outgoing(run.namespace, run.namespace_id, target.workflow_id, target.run_id, "Signal", message)
+
+
+def cancel_message(run: Run, event: history_pb2.HistoryEvent) -> Outgoing:
+    """What RequestCancelExternalWorkflowExecutionInitiated asks of the target's shard."""
+    a = event.request_cancel_external_workflow_execution_initiated_event_attributes
+    message = {"from": sender(run, event.event_id), "child_only": a.child_workflow_only, "reason": a.reason}
+    target = a.workflow_execution
+    return Outgoing(run.namespace, run.namespace_id, target.workflow_id, target.run_id, "Cancel", message)
 
 
 def _set_timeouts(
@@ -162,17 +199,7 @@ def signal_external(
         record_external_failed(turn, event.event_id, 1)
         completion.wants_task = True
         return event
-    message = {
-        "from": sender(run, event.event_id),
-        "signal_name": attributes.signal_name,
-        "input": serialize(attributes.input) if attributes.HasField("input") else None,
-        "header": serialize(attributes.header) if attributes.HasField("header") else None,
-        "child_only": attributes.child_workflow_only,
-    }
-    target = attributes.execution
-    completion.messages.append(
-        Outgoing(run.namespace, run.namespace_id, target.workflow_id, target.run_id, "Signal", message)
-    )
+    completion.messages.append(signal_message(run, event))
     return event
 
 
@@ -201,14 +228,7 @@ def cancel_external(
         record_external_failed(turn, event.event_id, 1)
         completion.wants_task = True
         return event
-    message = {
-        "from": sender(run, event.event_id),
-        "child_only": attributes.child_workflow_only,
-        "reason": attributes.reason,
-    }
-    completion.messages.append(
-        Outgoing(run.namespace, run.namespace_id, attributes.workflow_id, attributes.run_id, "Cancel", message)
-    )
+    completion.messages.append(cancel_message(run, event))
     return event
 
 

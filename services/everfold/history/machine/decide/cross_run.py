@@ -23,7 +23,7 @@ from everfold.history.machine.decide.signal import remember_request
 from everfold.history.machine.decide.start import Parent, create_run, make_room
 from everfold.history.machine.history_rows import event_at
 from everfold.history.machine.relations import send
-from everfold.history.machine.state import Run, Status
+from everfold.history.machine.state import Child, Run, Status
 from everfold.history.machine.step import Reply
 from everfold.history.machine.turn import Turn
 from everfold.kernel.errors import StatusError
@@ -72,6 +72,8 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
     answer: Message = {"initiated": initiated}
     if current is not None and current.create_request_id == request_id:
         answer["run_id"] = current.run_id
+    elif current is not None and _inherited(current, message):
+        answer["run_id"] = current.first_run_id
     else:
         request = ws.StartWorkflowExecutionRequest(workflow_id=workflow_id, request_id=request_id)
         for name in _CHILD_FIELDS:
@@ -97,6 +99,14 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
             turn.finish()
             answer["run_id"] = turn.run.run_id
     send(ctx, parent_namespace, parent_namespace_id, parent_id, parent_run_id, "ChildAnswered", answer)
+
+
+def _inherited(current: Run, message: Message) -> bool:
+    """Whether the workflow is the asked for child already, started by a run that was reset
+    (transfer_queue_active_task_executor.go, verifyChildWorkflow).
+    """
+    _, _, parent_id, _, initiated = message["from"]
+    return any(current.parent[2:] == [parent_id, run_id, initiated] for run_id in message.get("heir_of", ()))
 
 
 def _parent_closed(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> None:
@@ -129,10 +139,8 @@ def _child_answered(
         ctx.step.ignored = True
         return
     turn = Turn(ctx, run)
-    initiated = event_at(ctx.rows, run, child.initiated_event_id)
-    assert initiated is not None
-    i = initiated.start_child_workflow_execution_initiated_event_attributes
     if "failed" in message:
+        i = _child_attributes(turn, child)
         event = turn.new(events.CHILD_START_FAILED)
         f = event.start_child_workflow_execution_failed_event_attributes
         f.namespace, f.namespace_id = child.namespace, child.namespace_id
@@ -141,19 +149,31 @@ def _child_answered(
         f.cause = message["failed"]
         f.control = i.control
         f.initiated_event_id = child.initiated_event_id
+        turn.record(event)
     else:
-        event = turn.new(events.CHILD_STARTED)
-        s = event.child_workflow_execution_started_event_attributes
-        s.namespace, s.namespace_id = child.namespace, child.namespace_id
-        s.initiated_event_id = child.initiated_event_id
-        s.workflow_execution.workflow_id = child.workflow_id
-        s.workflow_execution.run_id = message["run_id"]
-        s.workflow_type.CopyFrom(i.workflow_type)
-        if i.HasField("header"):
-            s.header.CopyFrom(i.header)
-    turn.record(event)
+        _record_child_started(turn, child, message["run_id"])
     schedule_workflow_task(turn)
     turn.finish()
+
+
+def _record_child_started(turn: Turn, child: Child, run_id: str) -> None:
+    i = _child_attributes(turn, child)
+    event = turn.new(events.CHILD_STARTED)
+    s = event.child_workflow_execution_started_event_attributes
+    s.namespace, s.namespace_id = child.namespace, child.namespace_id
+    s.initiated_event_id = child.initiated_event_id
+    s.workflow_execution.workflow_id = child.workflow_id
+    s.workflow_execution.run_id = run_id
+    s.workflow_type.CopyFrom(i.workflow_type)
+    if i.HasField("header"):
+        s.header.CopyFrom(i.header)
+    turn.record(event)
+
+
+def _child_attributes(turn: Turn, child: Child) -> history_pb2.StartChildWorkflowExecutionInitiatedEventAttributes:
+    event = event_at(turn.ctx.rows, turn.run, child.initiated_event_id)
+    assert event is not None
+    return event.start_child_workflow_execution_initiated_event_attributes
 
 
 _CHILD_EVENTS: Final = {
@@ -175,9 +195,15 @@ def _child_closed(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, 
     if run is None or child is None:
         ctx.step.ignored = True
         return
+    first_run_id = message.get("first_run_id", child.run_id)
+    if message["workflow_id"] != child.workflow_id or (child.started and first_run_id != child.run_id):
+        ctx.step.ignored = True  # a child of the run before the reset, whose event had this id there
+        return
     status = Status(message["status"])
     event_type, name = _CHILD_EVENTS[status]
     turn = Turn(ctx, run)
+    if not child.started:  # the news that it has started went to a run that was reset (recordchildworkflowcompleted)
+        _record_child_started(turn, child, first_run_id)
     event = turn.new(event_type)
     a = getattr(event, name)
     a.namespace, a.namespace_id = child.namespace, child.namespace_id

@@ -18,13 +18,15 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.machine import events, keys
 from everfold.history.machine.apply import apply_event, end_failed_task
 from everfold.history.machine.context import NamespaceInfo, StepContext
+from everfold.history.machine.decide.children import cancel_message, child_message, signal_message
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.signal import remember_request
 from everfold.history.machine.decide.task_start import record_started, suggested_reasons
 from everfold.history.machine.events import framed, parse_history, serialize
-from everfold.history.machine.relations import RESETTER
+from everfold.history.machine.history_rows import event_at
 from everfold.history.machine.rejections import invalid, workflow_not_found
+from everfold.history.machine.relations import RESETTER, send
 from everfold.history.machine.state import Run, Status
 from everfold.history.machine.step import Reply
 from everfold.history.machine.turn import Turn
@@ -76,6 +78,7 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
         turn.offer_activity_task(activity)
     run.workflow_task_attempt = 1
     schedule_workflow_task(turn)
+    _ask_again(turn, base)
     turn.visible = True
     ctx.rows.put(keys.current(run.slot, run.namespace_id, run.workflow_id), run.run_id.encode())
     turn.finish()
@@ -232,6 +235,38 @@ def _apply_again(turn: Turn, event: history_pb2.HistoryEvent, excluded: frozense
         if event.event_type in events.CHILD_CLOSED:
             target.started_event_id = child.started_event_id
         turn.record(again)
+
+
+def _ask_again(turn: Turn, base: Run) -> None:
+    """What other workflows were asked before the point and answered the base run after it, if at all, is asked again.
+
+    A target gets such a signal a second time, as from a real server: there too the new run asks under a request id of
+    its own (mutable_state_rebuilder.go, task_refresher.go). A child is not started twice but found again.
+    """
+    run, ctx = turn.run, turn.ctx
+    for external in run.externals.values():
+        message = signal_message if external.kind == "signal" else cancel_message
+        send(ctx, *message(run, _initiated(ctx, base, external.initiated_event_id)))
+    unanswered = [child.initiated_event_id for child in run.children.values() if not child.started]
+    heir_of = _heir_of(ctx, base) if unanswered else ()
+    for event_id in unanswered:
+        send(ctx, *child_message(ctx, run, _initiated(ctx, base, event_id), heir_of))
+
+
+def _initiated(ctx: StepContext, base: Run, event_id: int) -> history_pb2.HistoryEvent:
+    event = event_at(ctx.rows, base, event_id)
+    assert event is not None, f"run {base.run_id} has no event {event_id}"
+    return event
+
+
+def _heir_of(ctx: StepContext, base: Run) -> list[str]:
+    """The base run, and those that it came from by resets."""
+    found = {base.run_id: None, base.original_run_id: None}
+    for row in _rows(ctx, base, base.next_event_id):
+        for event in parse_history(row).events:
+            if event.event_type == events.TASK_FAILED and event.workflow_task_failed_event_attributes.cause == _RESET:
+                found[event.workflow_task_failed_event_attributes.base_run_id] = None
+    return list(found)
 
 
 def _admit_again(turn: Turn, event: history_pb2.HistoryEvent) -> None:
