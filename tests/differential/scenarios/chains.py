@@ -326,24 +326,25 @@ def reset_timed_out(s: Script) -> None:
     time.sleep(3.5)  # the workflow's whole time is over, too
     response = _reset(s, run_id, 4)
     s.track("wf", response.run_id, "after the reset")
-    _note_expiry(s, "after the reset")
+    end = _note_expiry(s, "after the reset")
     time.sleep(1.2)
     s.complete(s.poll("after the reset"), _continue())
     s.track("wf", label="next run")
     task = s.poll()
-    _note_expiry(s, "next run", since_reset=1.2)
+    extended = s.describe().workflow_extended_info
+    s.note("the workflow's end stays where the reset put it", extended.execution_expiration_time == end)
     s.complete(task, s.timer(after=60))
     s.wait("WORKFLOW_EXECUTION_TIMED_OUT")
 
 
-def _note_expiry(s: Script, label: str, since_reset: float = 0) -> None:
-    """Notes how long the current run and its workflow may last, counted from its start, in seconds rounded down."""
+def _note_expiry(s: Script, label: str) -> Any:
+    """Notes how long the current run and its workflow may last, counted from its start; returns the latter's end."""
     description = s.describe()
     start = description.workflow_execution_info.start_time.ToNanoseconds()
     extended = description.workflow_extended_info
     for name in ("execution_expiration_time", "run_expiration_time"):
-        left = (getattr(extended, name).ToNanoseconds() - start) / 1e9 + since_reset
-        s.note(f"{label}: {name}", f"{left:.0f} s")
+        s.note(f"{label}: {name}", f"{(getattr(extended, name).ToNanoseconds() - start) / 1e9:.0f} s")
+    return extended.execution_expiration_time
 
 
 @scenario("21k", "when a run that a reset made has started, as described and as listed")
@@ -358,8 +359,9 @@ def reset_times(s: Script) -> None:
         description = s.describe(run_id=which)
         info, extended = description.workflow_execution_info, description.workflow_extended_info
         began = extended.original_start_time.ToNanoseconds()
-        for name, value in (("start", info.start_time), ("execution", info.execution_time)):
-            s.note(f"{label}: {name}", f"{(value.ToNanoseconds() - began) / 1e9:.0f} s later")
+        start = info.start_time.ToNanoseconds()
+        s.note(f"{label}: starts later than its history", start - began > 1_000_000_000)
+        s.note(f"{label}: execution", f"{(info.execution_time.ToNanoseconds() - start) / 1e9:.0f} s later")
         shown = extended.HasField("last_reset_time") and extended.last_reset_time == info.start_time
         s.note(f"{label}: its start is its last reset", shown)
         apart = _listed_start(s, which).ToNanoseconds() - info.start_time.ToNanoseconds()
