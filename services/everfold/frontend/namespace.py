@@ -20,8 +20,8 @@ from everfold.frontend.cluster import CLUSTER_NAME
 from everfold.frontend.core import Core, namespace_not_found, parse
 from everfold.frontend.limits import FrontendLimits
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.names import too_long
 from everfold.kernel.time import HOUR_NS, SECOND_NS
-from everfold.runtime import requests
 from everfold.runtime.namespaces import STATE_DELETED, STATE_DEPRECATED, STATE_REGISTERED, Namespace
 from everfold.runtime.requests import invalid
 
@@ -85,7 +85,7 @@ class NamespaceHandlers:
         name = message.namespace
         if not name:
             raise invalid("Namespace not set on request.")
-        if requests.too_long(name, core.limits.id_bytes_max):
+        if too_long(name, core.limits.id_bytes_max):
             raise invalid("Namespace length exceeds limit.")
         core.admission.admit("", "namespace")
         if message.is_global_namespace:

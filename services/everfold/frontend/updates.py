@@ -20,6 +20,7 @@ from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, parse
 from everfold.frontend.workflow import prepare_start
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.names import is_run_id, too_long
 from everfold.runtime import requests
 from everfold.runtime.multi_operation import ABORTED, multi_operation_failed
 from everfold.runtime.namespaces import Namespace
@@ -52,7 +53,7 @@ class UpdateHandlers:
         execution = message.update_ref.workflow_execution
         if not execution.workflow_id:
             raise invalid("Can't load workflow execution.  WorkflowId not set.")
-        if execution.run_id and not requests.is_run_id(execution.run_id):
+        if execution.run_id and not is_run_id(execution.run_id):
             raise invalid("RunId is not valid UUID.")
         return await self._wait(context, "poll_update", namespace, execution.workflow_id, request)
 
@@ -105,7 +106,7 @@ class UpdateHandlers:
         if not message.request.HasField("meta"):
             raise invalid("Update meta is not set on request.")
         meta = message.request.meta
-        if requests.too_long(meta.update_id, longest):
+        if too_long(meta.update_id, longest):
             raise invalid("UpdateId length exceeds limit.")
         meta.update_id = meta.update_id or str(uuid.uuid4())
         if not message.request.HasField("input"):

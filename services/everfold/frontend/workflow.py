@@ -13,6 +13,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.frontend import search_attributes, validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import REPLY_MARGIN_SECONDS, Core, parse
+from everfold.kernel.names import too_long
 from everfold.runtime import requests
 from everfold.runtime.namespaces import Namespace
 from everfold.runtime.requests import REGISTERED_ONLY, invalid
@@ -100,7 +101,7 @@ class WorkflowHandlers:
         namespace = await core.namespace(message.namespace)
         if not message.request_id:
             raise invalid("RequestId is not set on request.")
-        if requests.too_long(message.request_id, limits.id_bytes_max):
+        if too_long(message.request_id, limits.id_bytes_max):
             raise invalid("RequestId length exceeds limit.")
         execution = requests.execution(message, "workflow_execution")
         requests.identity(message.identity, limits.id_bytes_max)

@@ -7,7 +7,6 @@ on the texts, so they are kept, odd capitals included.
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -23,6 +22,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.kernel.cron import BadCron, next_time, parse_cron
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.names import is_run_id, priority_error, queue_error, too_long
 from everfold.runtime.namespaces import STATE_DEPRECATED, STATE_REGISTERED
 from everfold.runtime.zones import is_zone
 
@@ -92,17 +92,6 @@ def invalid_state(namespace: NamespaceState, allowed: tuple[int, ...]) -> Status
     )
 
 
-_UUID: Final = re.compile(r"(urn:uuid:)?\{?[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}\}?")
-
-RESERVED_QUEUE_PREFIX: Final = "/_sys/"
-"""What Temporal puts before the names of a queue's further partitions."""
-
-
-def too_long(text: str, limit: int) -> bool:
-    """Whether a text is over the limit in UTF-8. A character has at most four bytes, so that most need no encoding."""
-    return len(text) * 4 > limit and len(text.encode()) > limit
-
-
 def execution(message: Message, field: str) -> common.WorkflowExecution:
     """The workflow execution that a request names, with a workflow id and a run id that is empty or a UUID."""
     if not message.HasField(field):
@@ -113,11 +102,6 @@ def execution(message: Message, field: str) -> common.WorkflowExecution:
     if value.run_id and not is_run_id(value.run_id):
         raise invalid("Invalid RunId.")
     return value
-
-
-def is_run_id(text: str) -> bool:
-    """Whether a text can be a run id."""
-    return _UUID.fullmatch(text) is not None
 
 
 def workflow_id(value: str, limit: int) -> None:
@@ -139,13 +123,8 @@ def task_queue(message: Message, limit: int) -> taskqueue.TaskQueue:
     if not message.HasField("task_queue"):
         raise invalid("taskQueue is not set")
     queue: taskqueue.TaskQueue = message.task_queue  # type: ignore[attr-defined]
-    if not queue.name:
-        raise invalid("missing task queue name")
-    for name in (queue.name, queue.normal_name):
-        if too_long(name, limit):
-            raise invalid("taskQueue length exceeds limit")
-    if queue.name.startswith(RESERVED_QUEUE_PREFIX):
-        raise invalid(f"task queue name cannot start with reserved prefix {RESERVED_QUEUE_PREFIX}")
+    if error := queue_error(queue.name, queue.normal_name, limit):
+        raise invalid(error)
     return queue
 
 
@@ -247,21 +226,12 @@ def fill_id_policies(message: Any, default_conflict: workflow_enums.WorkflowIdCo
         message.workflow_id_reuse_policy = workflow_enums.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
 
 
-FAIRNESS_KEY_BYTES_MAX: Final = 64
-"""As Temporal's common/priorities."""
-
-
 def priority(message: Any) -> None:
     """Priority and fairness of a workflow's tasks."""
     if not message.HasField("priority"):
         return
-    value: common.Priority = message.priority
-    if value.priority_key < 0:
-        raise invalid("priority key can't be negative")
-    if too_long(value.fairness_key, FAIRNESS_KEY_BYTES_MAX):
-        raise invalid("fairness key length exceeds limit")
-    if value.fairness_weight < 0:
-        raise invalid("must be greater than zero")
+    if error := priority_error(message.priority):
+        raise invalid(error)
 
 
 def blob(size: int, limit: int) -> None:
