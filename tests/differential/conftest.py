@@ -11,7 +11,11 @@ from differential.play import Outcome, play
 from differential.scenarios import Scenario
 from support.servers import chosen_server, temporal_command, temporal_server
 
-SETTINGS = ("--search-attribute", "CustomKeyword=Keyword")
+SETTINGS = tuple(
+    text
+    for kind in ("Keyword", "KeywordList", "Text", "Int", "Double", "Bool", "Datetime")
+    for text in ("--search-attribute", f"Custom{kind}={kind}")
+)
 SCENARIOS_AT_ONCE = 4
 """Scenarios mostly wait for timers of a second; more than this and a loaded machine would distort them."""
 

@@ -272,7 +272,8 @@ def test_search_attributes_must_be_registered(shard: ShardDriver) -> None:
     with pytest.raises(StatusError, match="no mapping defined for search attribute Unheard"):
         shard.request("START_WORKFLOW", request, workflow_id="w")
     del request.search_attributes.indexed_fields["Unheard"]
-    request.search_attributes.indexed_fields["CustomKeyword"].data = b'"x"'
+    value = request.search_attributes.indexed_fields["CustomKeyword"]
+    value.data, value.metadata["encoding"] = b'"x"', b"json/plain"
     shard.request("START_WORKFLOW", request, workflow_id="w")
 
 

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.time import parse_rfc3339
 from everfold.visibility.query import NESTING_MAX, QUERY_CHARACTERS_MAX, parse
 from everfold.visibility.tree import And, Between, Compare, Field, IsNull, Not, OneOf, Or, StartsWith
-from everfold.visibility.values import parse_duration, parse_rfc3339
+from everfold.visibility.values import parse_duration
 from visibility.records import TYPES
 
 WORKFLOW_ID = Field("WorkflowId", "Keyword", True)

@@ -9,10 +9,10 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.frontend.calls import CallContext
 from everfold.frontend.cluster import CLUSTER_NAME, ClusterFacts
 from everfold.frontend.core import Core, parse
-from everfold.frontend.search_attributes import RESERVED, SYSTEM, TYPE_NAMES, TYPE_NUMBERS
+from everfold.frontend.search_attributes import RESERVED, TYPE_NAMES, TYPE_NUMBERS
+from everfold.kernel.search_attributes import PREDEFINED, SYSTEM
 from everfold.runtime.namespaces import Namespace
 from everfold.runtime.requests import invalid
-from everfold.visibility.tree import PREDEFINED
 
 _SEEN_SECONDS_MAX = 5.0
 """As in `namespace.py`."""

@@ -30,9 +30,8 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple, NoReturn
 
+from everfold.kernel.search_attributes import DIVISION, PREDEFINED
 from everfold.visibility.tree import (
-    DIVISION,
-    PREDEFINED,
     SYSTEM_FIELDS,
     And,
     Between,

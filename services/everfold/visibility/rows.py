@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 from temporalio.api.common.v1 import message_pb2 as common
 from temporalio.api.workflow.v1 import message_pb2 as workflow
 
+from everfold.kernel.search_attributes import DIVISION, PREDEFINED
+from everfold.kernel.time import parse_rfc3339
 from everfold.visibility.schema import OPEN_ORDER_NS
 from everfold.visibility.sql import ATTRIBUTE_TABLES
-from everfold.visibility.tree import DIVISION, PREDEFINED
-from everfold.visibility.values import parse_rfc3339
 
 Record = Mapping[str, Any]
 
@@ -123,6 +123,8 @@ def attributes_of(search_attributes: bytes) -> tuple[list[Attribute], str | None
             division = value if isinstance(value, str) else None
         elif kind == "KeywordList":
             values = value if isinstance(value, list) else [value]
+            if len(values) == 1 and isinstance(values[0], list):
+                (values,) = values
             found += [
                 Attribute("keywords", name, item) for item in dict.fromkeys(v for v in values if isinstance(v, str))
             ]
@@ -141,6 +143,8 @@ def _guessed(value: object) -> str:
 
 
 def _searchable(kind: str, value: object) -> str | int | float | None:
+    if isinstance(value, list) and len(value) == 1:  # older SDKs send single values in lists
+        (value,) = value
     if kind in ("Keyword", "Text"):
         return value if isinstance(value, str) else None
     if kind == "Bool":

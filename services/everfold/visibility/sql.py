@@ -24,8 +24,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from everfold.kernel.search_attributes import DIVISION
 from everfold.visibility.tree import (
-    DIVISION,
     And,
     Between,
     Compare,

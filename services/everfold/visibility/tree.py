@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-FieldType = Literal["Keyword", "KeywordList", "Text", "Int", "Double", "Bool", "Datetime", "Status", "Duration"]
+from everfold.kernel.search_attributes import SYSTEM, Kind
+
+FieldType = Kind | Literal["Status", "Duration"]
 Value = str | int | float | bool
 
 STATUSES: Final = {
@@ -22,47 +24,8 @@ STATUSES: Final = {
 
 STATUS_NAMES: Final = {number: name for name, number in STATUSES.items()}
 
-SYSTEM_FIELDS: Final[dict[str, FieldType]] = {
-    "WorkflowId": "Keyword",
-    "RunId": "Keyword",
-    "WorkflowType": "Keyword",
-    "TaskQueue": "Keyword",
-    "ExecutionStatus": "Status",
-    "StartTime": "Datetime",
-    "ExecutionTime": "Datetime",
-    "CloseTime": "Datetime",
-    "HistoryLength": "Int",
-    "HistorySizeBytes": "Int",
-    "ExecutionDuration": "Duration",
-    "StateTransitionCount": "Int",
-    "ParentWorkflowId": "Keyword",
-    "ParentRunId": "Keyword",
-    "RootWorkflowId": "Keyword",
-    "RootRunId": "Keyword",
-}
+SYSTEM_FIELDS: Final[dict[str, FieldType]] = {**SYSTEM, "ExecutionStatus": "Status", "ExecutionDuration": "Duration"}
 """What every run has."""
-
-DIVISION: Final = "TemporalNamespaceDivision"
-"""Runs that have it (schedules, batches) are hidden, unless the query names it."""
-
-PREDEFINED: Final[dict[str, FieldType]] = {
-    "BatcherNamespace": "Keyword",
-    "BatcherUser": "Keyword",
-    "BinaryChecksums": "KeywordList",
-    "BuildIds": "KeywordList",
-    "TemporalChangeVersion": "KeywordList",
-    DIVISION: "Keyword",
-    "TemporalPauseInfo": "KeywordList",
-    "TemporalReportedProblems": "KeywordList",
-    "TemporalScheduledById": "Keyword",
-    "TemporalSchedulePaused": "Bool",
-    "TemporalScheduledStartTime": "Datetime",
-    "TemporalUsedWorkerDeploymentVersions": "KeywordList",
-    "TemporalWorkerDeployment": "Keyword",
-    "TemporalWorkerDeploymentVersion": "Keyword",
-    "TemporalWorkflowVersioningBehavior": "Keyword",
-}
-"""Attributes that exist without being registered."""
 
 
 class Field(NamedTuple):

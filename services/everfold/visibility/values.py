@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
 from typing import Final, NoReturn
 
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.time import parse_rfc3339
 from everfold.visibility.tree import STATUS_NAMES, STATUSES, Field, FieldType, Value
 
 
@@ -105,25 +105,6 @@ _CONVERTERS: Final[dict[FieldType, Callable[[Field, Value], Value]]] = {
 def convert(field: Field, value: Value) -> Value:
     """The literal as a value of the field's type. Raises StatusError when it is none."""
     return _CONVERTERS[field.type](field, value)
-
-
-_RFC3339: Final = re.compile(
-    r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
-)
-
-
-def parse_rfc3339(text: str) -> int | None:
-    """An RFC 3339 instant as nanoseconds since the epoch, or None when it is not one. Keeps all nine digits."""
-    match = _RFC3339.fullmatch(text)
-    if match is None:
-        return None
-    day, time, fraction, zone = match.groups()
-    try:
-        instant = datetime.fromisoformat(f"{day}T{time}{'+00:00' if zone in 'Zz' else zone}")
-    except ValueError:
-        return None
-    delta = instant - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000_000 + int((fraction or "0").ljust(9, "0"))
 
 
 _UNITS_NS: Final = {

@@ -9,7 +9,7 @@ from temporalio.api.common.v1 import message_pb2 as common_v1
 from temporalio.api.enums.v1 import reset_pb2
 
 from differential.scenarios import scenario
-from differential.scenarios.pieces import start_child, tasks_by_workflow
+from differential.scenarios.pieces import json_value, refused_each, start_child, tasks_by_workflow
 from differential.script import CLIENT, NAMESPACE, PATIENCE, Script, command, failure, payload, payloads, seconds
 
 
@@ -66,6 +66,39 @@ def continue_with_signal(s: Script) -> None:
     s.signal("late")
     s.completion_refused("completion", task, _continue())
     s.complete(s.poll("again"), s.done())
+
+
+@scenario("7e", "options of continue-as-new that are refused")
+def continue_refused(s: Script) -> None:
+    cases: dict[str, Any] = {
+        "run timeout": {"workflow_run_timeout": seconds(-5)},
+        "task timeout": {"workflow_task_timeout": seconds(-5)},
+        "backoff": {"backoff_start_interval": seconds(-5)},
+        "coefficient": {"retry_policy": {"backoff_coefficient": 0.5}},
+        "attempts": {"retry_policy": {"maximum_attempts": -3}},
+        "long type": {"workflow_type": {"name": "t" * 1001}},
+        "long queue": {"task_queue": {"name": "q" * 1001}},
+        "reserved queue": {"task_queue": {"name": "/_sys/x"}},
+        "large memo": {"memo": {"fields": {"m": payload("m" * 3_000_000)}}},
+        "unknown attribute": {"search_attributes": {"indexed_fields": {"Unknown": payload("x")}}},
+        "wrong attribute": {"search_attributes": {"indexed_fields": {"CustomInt": payload("x")}}},
+        "large attribute": {"search_attributes": {"indexed_fields": {"CustomKeyword": payload("x" * 3000)}}},
+    }
+    refused_each(s, {label: [_continue(**attributes)] for label, attributes in cases.items()})
+
+
+@scenario("7f", "continue-as-new with timeouts that are longer than what is around them, and kept by the next runs")
+def continue_with_long_timeouts(s: Script) -> None:
+    s.start(workflow_execution_timeout=seconds(300), workflow_run_timeout=seconds(100))
+    s.complete(s.poll(), s.timer(after=1.2))
+    s.complete(s.poll(), _continue(workflow_run_timeout=seconds(500), workflow_task_timeout=seconds(3600)))
+    task = s.poll("second run")
+    s.track("wf", task.workflow_execution.run_id, "second run")
+    s.complete(task, s.timer(after=1.2))
+    s.complete(s.poll(), _continue())
+    task = s.poll("third run")
+    s.track("wf", task.workflow_execution.run_id, "third run")
+    s.complete(task, s.done())
 
 
 @scenario("19c", "a run times out and is retried")
@@ -560,3 +593,55 @@ def reset_and_close_policy(s: Script) -> None:
     time.sleep(1)
     s.note("child", s.describe("child").workflow_execution_info.status)  # lives on, also on a real server
     s.terminate("child")
+
+
+@scenario("upserts-refused", "search attributes that are refused, by the worker's completion and by the start")
+def upserts_refused(s: Script) -> None:
+    values = {
+        "CustomDatetime": [b'"not a date"', b"5", b'"2020-01-01 00:00:00Z"', b'"2020-01-01T24:00:00Z"'],
+        "CustomKeyword": [b'["a","b"]', b"5", b"1e30", b'{"a":1}', b"nonsense", b"", b'"' + b"x" * 2047 + b'"'],
+        "CustomText": [b"1.50", b'["a","b"]'],
+        "CustomInt": [b"9223372036854775808", b"1.0", b'"5"', b'[1,"2"]', b"true", b"123456.5", b"1234567.5", b"1e21"],
+        "CustomDouble": [b'"1"', b"NaN", b"1e400"],
+        "CustomBool": [b"0.00001", b"0.0001", b'"true"', b"1000000", b"100000"],
+        "CustomKeywordList": [b'"x"', b'["a",5]', b'[["a"],["b"]]'],
+        "TemporalChangeVersion": [b'"x"'],
+        "TemporalWorkerDeployment": [b'"x"'],
+        "TemporalUsedWorkerDeploymentVersions": [b'["x"]'],
+        "RootRunId": [b'"x"'],
+        "Unknown": [b'"x"'],
+    }
+    cases: dict[str, Any] = {
+        f"{name}: {data[:40]!r}": {"indexed_fields": {name: json_value(data)}}
+        for name, several in values.items()
+        for data in several
+    }
+    cases["not JSON"] = {"indexed_fields": {"CustomKeyword": json_value(b'"x"', b"binary/plain")}}
+    cases["without encoding"] = {"indexed_fields": {"CustomKeyword": common_v1.Payload(data=b'"x"')}}
+    for label, attributes in cases.items():
+        s.refused(f"start: {label}", "StartWorkflowExecution", **s.start_fields(search_attributes=attributes))
+    upsert = "UPSERT_WORKFLOW_SEARCH_ATTRIBUTES"
+    commands = {label: [command(upsert, search_attributes=attributes)] for label, attributes in cases.items()}
+    commands["nothing"] = [command(upsert)]
+    commands["no field"] = [command(upsert, search_attributes={})]
+    refused_each(s, commands)
+
+
+@scenario("upserts-odd", "values of search attributes that one might think are refused")
+def upserts_odd(s: Script) -> None:
+    odd = {
+        "CustomDatetime": [b'"2020-01-01T00:00:00.1234567891Z"', b'["2020-01-01T00:00:00+01:00"]'],
+        "CustomKeyword": [b'["a"]', b"[null]", b"[]", b"null"],
+        "CustomInt": [b"9223372036854775807", b"[-5]"],
+        "CustomDouble": [b"1"],
+        "CustomKeywordList": [b'["a",null]', b'[["a"]]'],
+    }
+    s.start()
+    task = s.poll()
+    for name, values in odd.items():
+        for data in values:
+            attributes = {"indexed_fields": {name: json_value(data)}}
+            s.complete(task, command("UPSERT_WORKFLOW_SEARCH_ATTRIBUTES", search_attributes=attributes))
+            s.signal("next", request_id=f"signal {name} {data!r}")
+            task = s.poll()
+    s.complete(task, s.done())

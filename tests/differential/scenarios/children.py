@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from temporalio.api.enums.v1 import workflow_pb2
 
 from differential.scenarios import scenario
-from differential.scenarios.pieces import start_child, tasks_by_workflow
-from differential.script import NAMESPACE, Script, command, failure, payloads, seconds
+from differential.scenarios.pieces import refused_each, start_child, tasks_by_workflow
+from differential.script import NAMESPACE, Script, command, failure, payload, payloads, seconds
 
 ABANDON = workflow_pb2.PARENT_CLOSE_POLICY_ABANDON
 REQUEST_CANCEL = workflow_pb2.PARENT_CLOSE_POLICY_REQUEST_CANCEL
@@ -20,6 +22,45 @@ def child_exists(s: Script) -> None:
     s.complete(s.poll(), start_child(s))
     s.complete(s.poll("refused"), s.done())
     s.terminate("child")
+
+
+@scenario("6q", "options of a child that are refused")
+def child_options_refused(s: Script) -> None:
+    cases: dict[str, Any] = {
+        "priority": {"priority": {"priority_key": -1}},
+        "fairness": {"priority": {"fairness_key": "k" * 65}},
+        "long queue": {"task_queue": {"name": "q" * 2000}},
+        "reserved queue": {"task_queue": {"name": "/_sys/x"}},
+        "long type": {"workflow_type": {"name": "t" * 1001}},
+        "long id": {"workflow_id": "i" * 1001},
+        "run timeout": {"workflow_run_timeout": seconds(-5)},
+        "coefficient": {"retry_policy": {"backoff_coefficient": 0.5}},
+        "schedule": {"cron_schedule": "nonsense"},
+        "large memo": {"memo": {"fields": {"m": payload("m" * 3_000_000)}}},
+        "unknown attribute": {"search_attributes": {"indexed_fields": {"Unknown": payload("x")}}},
+        "wrong attribute": {"search_attributes": {"indexed_fields": {"CustomInt": payload("x")}}},
+        "large attribute": {"search_attributes": {"indexed_fields": {"CustomKeyword": payload("x" * 3000)}}},
+    }
+    refused_each(s, {label: [start_child(s, **attributes)] for label, attributes in cases.items()})
+
+
+@scenario("25g", "signals and cancel requests to other workflows that are refused")
+def external_refused(s: Script) -> None:
+    signal, cancel = "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION", "REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION"
+    refused_each(
+        s,
+        {
+            "signal: run id": [command(signal, execution={"workflow_id": "x", "run_id": "bad"}, signal_name="go")],
+            "signal: no workflow id": [command(signal, execution={"run_id": "bad"}, signal_name="go")],
+            "signal: no execution": [command(signal, signal_name="go")],
+            "signal: no name": [command(signal, execution={"workflow_id": "x"})],
+            "signal: long workflow id": [command(signal, execution={"workflow_id": "x" * 1001}, signal_name="go")],
+            "cancel: run id": [command(cancel, workflow_id="x", run_id="bad")],
+            "cancel: no workflow id": [command(cancel, run_id="bad")],
+            "cancel: long workflow id": [command(cancel, workflow_id="x" * 1001)],
+            "cancel: of a child just started": [start_child(s), command(cancel, workflow_id=s.id("child"))],
+        },
+    )
 
 
 @scenario("6d", "a child fails")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
+from temporalio.api.common.v1 import message_pb2 as common_v1
 from temporalio.api.enums.v1 import update_pb2
 from temporalio.api.protocol.v1 import message_pb2 as protocol_v1
 from temporalio.api.update.v1 import message_pb2 as update_v1
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from differential.script import CLIENT, NAMESPACE, Script, command, payloads, seconds
+from support.raw import RpcError
 
 
 def start_child(s: Script, **attributes: Any) -> Any:
@@ -26,6 +28,28 @@ def start_child(s: Script, **attributes: Any) -> Any:
             **attributes,
         },
     )
+
+
+def refused_each(s: Script, cases: dict[str, list[Any]]) -> None:
+    """Completions that must be refused, each of a workflow of its own: what is said, and whether the workflow goes on.
+
+    Args:
+        s: the scenario.
+        cases: by label, the commands of a completion.
+    """
+    for number, (label, commands) in enumerate(cases.items()):
+        name = f"wf-{number}"
+        s.start(name)
+        s.completion_refused(label, s.poll(), *commands)
+        try:
+            s.terminate(name)
+        except RpcError as error:
+            s.note_error("  and the workflow is", error)
+
+
+def json_value(data: bytes, encoding: bytes = b"json/plain") -> common_v1.Payload:
+    """A payload as it is."""
+    return common_v1.Payload(metadata={"encoding": encoding}, data=data)
 
 
 def tasks_by_workflow(s: Script, count: int) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from temporalio.api.enums.v1 import failed_cause_pb2
 
 from differential.scenarios import scenario
+from differential.scenarios.pieces import refused_each
 from differential.script import Script, command, failure, payload, payloads, seconds
 
 
@@ -150,6 +153,28 @@ def duplicate_timer(s: Script) -> None:
     s.start()
     s.completion_refused("completion", s.poll(), s.timer("same", 60), s.timer("same", 60))
     s.complete(s.poll("again"), s.done())
+
+
+@scenario("8i", "options of an activity that are refused")
+def activity_refused(s: Script) -> None:
+    attributes = {
+        "activity_id": "a",
+        "activity_type": {"name": "act"},
+        "task_queue": {"name": s.queue},
+        "start_to_close_timeout": seconds(5),
+    }
+    cases: dict[str, Any] = {
+        "priority": {"priority": {"priority_key": -1}},
+        "fairness": {"priority": {"fairness_key": "k" * 65}},
+        "weight": {"priority": {"fairness_weight": -1.0}},
+        "long queue": {"task_queue": {"name": "q" * 2000}},
+        "reserved queue": {"task_queue": {"name": "/_sys/x"}},
+        "no queue": {"task_queue": None},
+        "coefficient": {"retry_policy": {"backoff_coefficient": 0.5}, "start_to_close_timeout": None},
+    }
+    refused_each(
+        s, {label: [command("SCHEDULE_ACTIVITY_TASK", **{**attributes, **case})] for label, case in cases.items()}
+    )
 
 
 @scenario("8h", "a signal while a failing workflow task runs")

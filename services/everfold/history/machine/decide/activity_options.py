@@ -13,6 +13,7 @@ from temporalio.api.enums.v1 import task_queue_pb2, workflow_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration, to_ns
+from everfold.kernel.names import priority_error, queue_error
 from everfold.kernel.time import SECOND_NS
 
 DEFAULT_INITIAL_NS: Final = SECOND_NS
@@ -49,13 +50,24 @@ def normalize_activity(
     Raises:
         InvalidActivity: the options are not acceptable.
     """
+    if not command.HasField("task_queue"):
+        raise InvalidActivity("taskQueue is not set")
+    if error := queue_error(
+        command.task_queue.name or workflow_task_queue, command.task_queue.normal_name, id_length_max
+    ):
+        raise InvalidActivity(error)
     if not command.activity_id:
         raise InvalidActivity("activityId is not set")
     if not command.activity_type.name:
         raise InvalidActivity("activityType is not set")
+    event.retry_policy.CopyFrom(command.retry_policy)
+    fill_retry_policy(event.retry_policy)
+    check_retry_policy(event.retry_policy)
     for what, value in (("activityId", command.activity_id), ("activityType", command.activity_type.name)):
         if len(value.encode()) > id_length_max:
             raise InvalidActivity(f"{what} exceeds length limit. Length={len(value.encode())} Limit={id_length_max}")
+    if error := priority_error(command.priority):
+        raise InvalidActivity(f"invalid priorities: {error}")
     event.activity_id = command.activity_id
     event.activity_type.CopyFrom(command.activity_type)
     event.task_queue.name = command.task_queue.name or workflow_task_queue
@@ -68,9 +80,6 @@ def normalize_activity(
         event.priority.CopyFrom(command.priority)
     event.use_workflow_build_id = command.use_workflow_build_id
     _set_timeouts(command, event, run_timeout_ns)
-    event.retry_policy.CopyFrom(command.retry_policy)
-    fill_retry_policy(event.retry_policy)
-    check_retry_policy(event.retry_policy)
 
 
 def _set_timeouts(

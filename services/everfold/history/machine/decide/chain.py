@@ -17,11 +17,17 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.activity import is_retryable
-from everfold.history.machine.decide.activity_options import fill_retry_policy
-from everfold.history.machine.decide.failures import CommandFailed
+from everfold.history.machine.decide.failures import (
+    CommandFailed,
+    check_duration,
+    check_filled_retry_policy,
+    check_length,
+    check_queue,
+    shown_queue,
+)
 from everfold.history.machine.decide.schedule import schedule_workflow_task
-from everfold.history.machine.decide.search_attributes import set_types
-from everfold.history.machine.durations import set_duration, to_ns
+from everfold.history.machine.decide.search_attributes import check_command_attributes, set_types
+from everfold.history.machine.durations import fill_timeouts, set_duration, to_ns
 from everfold.history.machine.events import set_time, time_ns
 from everfold.history.machine.history_rows import event_at
 from everfold.history.machine.state import Run, UpdateStage
@@ -61,6 +67,16 @@ class Successor(NamedTuple):
     cron: bool = False
 
 
+class ContinueAsNewTimeouts(NamedTuple):
+    """Of the run that follows: those that the command leaves open taken from the present run, none longer than it may
+    be. The execution's own end is another matter: every run of the chain has that instant.
+    """
+
+    run_ns: int
+    task_ns: int
+    backoff_ns: int
+
+
 def decide_successor(ctx: StepContext, run: Run, failure: failure_pb2.Failure | None) -> Successor:
     """Whether the workflow is run again: by its retry policy if it failed, else when its cron schedule comes.
 
@@ -92,14 +108,14 @@ def cron_backoff_ns(ctx: StepContext, schedule: str, scheduled_ns: int) -> int |
     return None if zone is None else backoff_to_next(cron, scheduled_ns, ctx.now_ns, zone)
 
 
-def check_cron(ctx: StepContext, schedule: str, cause: str) -> None:
+def check_cron(ctx: StepContext, schedule: str, cause: str, what: str = "", about: str = "") -> None:
     """Refuses a command whose cron schedule is malformed, names an unknown zone, or never comes.
 
     Raises:
-        CommandFailed: with that cause.
+        CommandFailed: with that cause; `what` and `about` begin and end the text.
     """
     if schedule and cron_backoff_ns(ctx, schedule, ctx.now_ns) is None:
-        raise CommandFailed(cause, "invalid CronSchedule.")
+        raise CommandFailed(cause, f"{what}: invalid CronSchedule.. {about}" if what else "invalid CronSchedule.")
 
 
 def _decide_retry(ctx: StepContext, run: Run, failure: failure_pb2.Failure) -> Successor:
@@ -177,7 +193,6 @@ def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
     attributes.workflow_task_timeout.CopyFrom(closing.workflow_task_timeout)
     if command.HasField("retry_policy"):
         attributes.retry_policy.CopyFrom(command.retry_policy)
-        fill_retry_policy(attributes.retry_policy)
     attributes.initiator = closing.initiator or workflow_pb2.CONTINUE_AS_NEW_INITIATOR_WORKFLOW
     attributes.attempt = 1
     attributes.cron_schedule = command.cron_schedule
@@ -187,8 +202,49 @@ def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
     _start_successor(turn, attributes, run_id, _least_backoff(turn, to_ns(closing.backoff_start_interval)))
 
 
+def check_continue_as_new(turn: Turn, command: ContinueAsNew, cause: str) -> ContinueAsNewTimeouts:
+    """Refuses options that the next run could not have, and fills its retry policy in.
+
+    Source: command_attr_validator.go, ValidateContinueAsNewWorkflowExecutionAttributes.
+
+    Raises:
+        CommandFailed: with that cause.
+    """
+    run, limits = turn.run, turn.ctx.limits
+    name, longest = "ContinueAsNewWorkflowExecutionCommand", limits["limit.maxIDLength"]
+    type_name = command.workflow_type.name or run.workflow_type
+    check_length(limits, "WorkflowType", type_name, name, cause, f"WorkflowType={type_name}")
+    about = f"WorkflowType={type_name} TaskQueue={shown_queue(command.task_queue, run.task_queue)}"
+    check_queue(cause, command.task_queue, run.task_queue, longest, f"error validating {name} TaskQueue", about)
+    run_ns, task_ns, backoff = (
+        check_duration(cause, field, f"Invalid {what} on {name}", about)
+        for what, field in (
+            ("WorkflowRunTimeout", command.workflow_run_timeout),
+            ("WorkflowTaskTimeout", command.workflow_task_timeout),
+            ("BackoffStartInterval", command.backoff_start_interval),
+        )
+    )
+    run_ns, task_ns = fill_timeouts(
+        run.execution_timeout_ns,
+        run_ns or run.run_timeout_ns,
+        task_ns or run.task_timeout_ns,
+        limits["history.defaultWorkflowTaskTimeout"],
+        limits["history.maxWorkflowTaskTimeout"],
+    )
+    if command.HasField("retry_policy"):
+        check_filled_retry_policy(cause, command.retry_policy, f"invalid WorkflowRetryPolicy on {name}", about)
+    check_command_attributes(
+        turn.ctx.namespace(run.namespace_id),
+        command.search_attributes,
+        limits,
+        f"invalid SearchAttributes on {name}",
+        about,
+    )
+    return ContinueAsNewTimeouts(run_ns, task_ns, backoff)
+
+
 def record_continued_as_new(
-    turn: Turn, command: ContinueAsNew, completed_event_id: int, run_id: str
+    turn: Turn, command: ContinueAsNew, completed_event_id: int, run_id: str, timeouts: ContinueAsNewTimeouts
 ) -> history_pb2.HistoryEvent:
     """Writes WorkflowExecutionContinuedAsNew, options that are not given taken from the present run."""
     run = turn.run
@@ -204,14 +260,10 @@ def record_continued_as_new(
     namespace = turn.ctx.namespace(run.namespace_id)
     if namespace is not None and command.HasField("search_attributes"):
         set_types(a.search_attributes, namespace)
-    run_timeout = to_ns(command.workflow_run_timeout) or run.run_timeout_ns
-    if run.execution_expires_at_ns:
-        left = max(run.execution_expires_at_ns - turn.ctx.now_ns, 1)
-        run_timeout = min(run_timeout, left) if run_timeout else left
-    set_duration(a.workflow_run_timeout, run_timeout)
-    set_duration(a.workflow_task_timeout, to_ns(command.workflow_task_timeout) or run.task_timeout_ns)
+    set_duration(a.workflow_run_timeout, timeouts.run_ns)
+    set_duration(a.workflow_task_timeout, timeouts.task_ns)
     if command.HasField("backoff_start_interval"):
-        a.backoff_start_interval.CopyFrom(command.backoff_start_interval)
+        set_duration(a.backoff_start_interval, timeouts.backoff_ns)
     a.initiator = command.initiator
     a.workflow_task_completed_event_id = completed_event_id
     return turn.record(event)

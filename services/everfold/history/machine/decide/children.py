@@ -14,19 +14,27 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
-from everfold.history.machine.decide.activity_options import InvalidActivity, check_retry_policy, fill_retry_policy
 from everfold.history.machine.decide.chain import check_cron
-from everfold.history.machine.decide.failures import CommandFailed, Completion, check_blob, check_id
-from everfold.history.machine.decide.search_attributes import check_search_attributes
-from everfold.history.machine.durations import InvalidDuration, checked_ns, fill_timeouts, set_duration
+from everfold.history.machine.decide.failures import (
+    CommandFailed,
+    Completion,
+    check_blob,
+    check_duration,
+    check_filled_retry_policy,
+    check_length,
+    check_queue,
+    shown_queue,
+)
+from everfold.history.machine.decide.search_attributes import check_command_attributes, check_command_sizes
+from everfold.history.machine.durations import fill_timeouts, set_duration
 from everfold.history.machine.events import serialize
 from everfold.history.machine.priorities import merge
 from everfold.history.machine.relations import Outgoing, sender
 from everfold.history.machine.state import Run
 from everfold.history.machine.turn import Turn
 from everfold.kernel.cron import parse_cron
-from everfold.kernel.errors import StatusError
 from everfold.kernel.limits import Limits
+from everfold.kernel.names import is_run_id, priority_error
 
 
 def start_child(
@@ -36,35 +44,27 @@ def start_child(
     run, ctx, limits = turn.run, turn.ctx, turn.ctx.limits
     cause = "BAD_START_CHILD_EXECUTION_ATTRIBUTES"
     attributes = command.start_child_workflow_execution_command_attributes
-    name = "StartChildWorkflowExecutionCommand"
     _check_namespace(run, attributes.namespace, cause)
-    about = f"WorkflowType={attributes.workflow_type.name} Namespace={run.namespace}"
-    if not attributes.workflow_id:
-        raise CommandFailed(cause, f"Required field WorkflowId is not set on {name}. {about}")
-    if not attributes.workflow_type.name:
-        about = f"WorkflowId={attributes.workflow_id} Namespace={run.namespace}"
-        raise CommandFailed(cause, f"Required field WorkflowType is not set on {name}. {about}")
-    check_id(limits, "WorkflowId", attributes.workflow_id, name, cause)
-    check_id(limits, "WorkflowType", attributes.workflow_type.name, name, cause)
-    check_cron(ctx, attributes.cron_schedule, cause)
+    timeouts = _check_child(turn, attributes, cause)
     check_blob(
         attributes.input.ByteSize(),
         limits["limit.blobSize.error"],
         cause,
         "StartChildWorkflowExecutionCommandAttributes. Input exceeds size limit.",
     )
+    check_blob(
+        attributes.memo.ByteSize(),
+        limits["limit.memoSize.error"],
+        cause,
+        "StartChildWorkflowExecutionCommandAttributes.Memo exceeds size limit.",
+    )
+    check_command_sizes(attributes.search_attributes, limits, cause)
     if limits.reached("limit.numPendingChildExecutions.error", len(run.children)):
         raise CommandFailed(
             "PENDING_CHILD_WORKFLOWS_LIMIT_EXCEEDED",
             f"the number of pending child workflow executions, {len(run.children)}, has reached the per-workflow limit "
             f"of {limits['limit.numPendingChildExecutions.error']}",
         )
-    known = ctx.namespace(run.namespace_id)
-    if known is not None:
-        try:
-            check_search_attributes(known, attributes.search_attributes, limits)
-        except StatusError as error:
-            raise CommandFailed("BAD_SEARCH_ATTRIBUTES", error.message) from None
     event = turn.new(events.CHILD_INITIATED)
     a = event.start_child_workflow_execution_initiated_event_attributes
     a.namespace, a.namespace_id = run.namespace, run.namespace_id
@@ -72,17 +72,13 @@ def start_child(
     a.workflow_type.CopyFrom(attributes.workflow_type)
     a.task_queue.name = attributes.task_queue.name or run.task_queue
     a.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
-    for field in ("input", "header", "memo", "search_attributes", "priority"):
+    for field in ("input", "header", "memo", "search_attributes", "priority", "retry_policy"):
         if attributes.HasField(field):
             getattr(a, field).CopyFrom(getattr(attributes, field))
-    _set_timeouts(limits, attributes, a, cause)
-    if attributes.HasField("retry_policy"):
-        a.retry_policy.CopyFrom(attributes.retry_policy)
-        try:
-            fill_retry_policy(a.retry_policy)
-            check_retry_policy(a.retry_policy)
-        except InvalidActivity as error:
-            raise CommandFailed(cause, str(error)) from None
+    if attributes.HasField("workflow_execution_timeout"):
+        set_duration(a.workflow_execution_timeout, timeouts[0])
+    set_duration(a.workflow_run_timeout, timeouts[1])
+    set_duration(a.workflow_task_timeout, timeouts[2])
     a.parent_close_policy = attributes.parent_close_policy or workflow_pb2.PARENT_CLOSE_POLICY_TERMINATE
     a.workflow_id_reuse_policy = (
         attributes.workflow_id_reuse_policy or workflow_pb2.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
@@ -143,25 +139,61 @@ def cancel_message(run: Run, event: history_pb2.HistoryEvent) -> Outgoing:
     return Outgoing(run.namespace, run.namespace_id, target.workflow_id, target.run_id, "Cancel", message)
 
 
-def _set_timeouts(
-    limits: Limits,
-    attributes: command_pb2.StartChildWorkflowExecutionCommandAttributes,
-    a: history_pb2.StartChildWorkflowExecutionInitiatedEventAttributes,
-    cause: str,
-) -> None:
-    """The child's timeouts as they will apply: two of them written even when 0, as the real server does."""
-    try:
-        execution_ns = checked_ns(attributes.workflow_execution_timeout)
-        run_ns = checked_ns(attributes.workflow_run_timeout)
-        task_ns = checked_ns(attributes.workflow_task_timeout)
-    except InvalidDuration as error:
-        raise CommandFailed(cause, f"invalid timeout of the child workflow: {error}") from None
+def _check_child(
+    turn: Turn, attributes: command_pb2.StartChildWorkflowExecutionCommandAttributes, cause: str
+) -> tuple[int, int, int]:
+    """Refuses a child that could not be started, and fills its retry policy in.
+
+    Source: command_attr_validator.go, ValidateStartChildExecutionAttributes.
+
+    Returns:
+        The timeouts of its execution, of a run and of a workflow task, as they will apply.
+
+    Raises:
+        CommandFailed: with that cause.
+    """
+    run, limits = turn.run, turn.ctx.limits
+    name = "StartChildWorkflowExecutionCommand"
+    workflow_id, type_name = attributes.workflow_id, attributes.workflow_type.name
+    id_, type_, namespace = f"WorkflowId={workflow_id}", f"WorkflowType={type_name}", f"Namespace={run.namespace}"
+    if not workflow_id:
+        raise CommandFailed(cause, f"Required field WorkflowId is not set on {name}. {type_} {namespace}")
+    if not type_name:
+        raise CommandFailed(cause, f"Required field WorkflowType is not set on {name}. {id_} {namespace}")
+    check_length(limits, "WorkflowId", workflow_id, name, cause, id_, f"{type_} {namespace}")
+    check_length(limits, "WorkflowType", type_name, name, cause, f"{id_} {type_}", namespace)
+    about = f"{id_} {type_} {namespace}"
+    execution_ns, run_ns, task_ns = (
+        check_duration(cause, field, f"Invalid {what} on {name}", about)
+        for what, field in (
+            ("WorkflowExecutionTimeout", attributes.workflow_execution_timeout),
+            ("WorkflowRunTimeout", attributes.workflow_run_timeout),
+            ("WorkflowTaskTimeout", attributes.workflow_task_timeout),
+        )
+    )
+    if attributes.HasField("retry_policy"):
+        check_filled_retry_policy(cause, attributes.retry_policy, f"invalid WorkflowRetryPolicy on {name}", about)
+    check_cron(turn.ctx, attributes.cron_schedule, cause, f"invalid CronSchedule on {name}", about)
+    check_command_attributes(
+        turn.ctx.namespace(run.namespace_id),
+        attributes.search_attributes,
+        limits,
+        "invalid SearchAttributes on StartChildWorkflowCommand",
+        about,
+    )
+    if error := priority_error(attributes.priority):
+        raise CommandFailed(cause, error)
+    queue = f"TaskQueue={shown_queue(attributes.task_queue, run.task_queue)}"
+    check_queue(
+        cause,
+        attributes.task_queue,
+        run.task_queue,
+        limits["limit.maxIDLength"],
+        f"invalid TaskQueue on {name}",
+        f"{about} {queue}",
+    )
     default_ns, maximum_ns = limits["history.defaultWorkflowTaskTimeout"], limits["history.maxWorkflowTaskTimeout"]
-    run_ns, task_ns = fill_timeouts(execution_ns, run_ns, task_ns, default_ns, maximum_ns)
-    if attributes.HasField("workflow_execution_timeout"):
-        set_duration(a.workflow_execution_timeout, execution_ns)
-    set_duration(a.workflow_run_timeout, run_ns)
-    set_duration(a.workflow_task_timeout, task_ns)
+    return execution_ns, *fill_timeouts(execution_ns, run_ns, task_ns, default_ns, maximum_ns)
 
 
 def signal_external(
@@ -173,8 +205,7 @@ def signal_external(
     attributes = command.signal_external_workflow_execution_command_attributes
     name = "SignalExternalWorkflowExecutionCommand"
     _check_namespace(run, attributes.namespace, cause)
-    check_id(limits, "WorkflowId", attributes.execution.workflow_id, name, cause)
-    check_id(limits, "SignalName", attributes.signal_name, name, cause)
+    _check_signal_target(limits, attributes, name, cause)
     check_blob(
         attributes.input.ByteSize(),
         limits["limit.blobSize.error"],
@@ -203,6 +234,26 @@ def signal_external(
     return event
 
 
+def _check_signal_target(
+    limits: Limits,
+    attributes: command_pb2.SignalExternalWorkflowExecutionCommandAttributes,
+    name: str,
+    cause: str,
+) -> None:
+    if not attributes.HasField("execution"):
+        raise CommandFailed(cause, f"Execution is not set on {name}.")
+    target = attributes.execution
+    id_, namespace = f"WorkflowId={target.workflow_id}", f"Namespace={attributes.namespace}"
+    run_id, signal = f"RunId={target.run_id}", f"SignalName={attributes.signal_name}"
+    if not target.workflow_id:
+        raise CommandFailed(cause, f"WorkflowId is not set on {name}. {namespace} {run_id} {signal}")
+    check_length(limits, "WorkflowId", target.workflow_id, name, cause, id_, f"{namespace} {run_id} {signal}")
+    if target.run_id and not is_run_id(target.run_id):
+        raise CommandFailed(cause, f"Invalid RunId set on {name}. {id_} {namespace} {run_id} {signal}")
+    if not attributes.signal_name:
+        raise CommandFailed(cause, f"SignalName is not set on {name}. {id_} {namespace} {run_id}")
+
+
 def cancel_external(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
@@ -212,7 +263,17 @@ def cancel_external(
     attributes = command.request_cancel_external_workflow_execution_command_attributes
     name = "RequestCancelExternalWorkflowExecutionCommand"
     _check_namespace(run, attributes.namespace, cause)
-    check_id(limits, "WorkflowId", attributes.workflow_id, name, cause)
+    where = f"RunId={attributes.run_id} Namespace={attributes.namespace}"
+    id_ = f"WorkflowId={attributes.workflow_id}"
+    if not attributes.workflow_id:
+        rest = f"Namespace={attributes.namespace} RunId={attributes.run_id}"
+        raise CommandFailed(cause, f"WorkflowId is not set on {name}. {rest}")
+    check_length(limits, "WorkflowId", attributes.workflow_id, name, cause, id_, where)
+    if attributes.run_id and not is_run_id(attributes.run_id):
+        raise CommandFailed(cause, f"Invalid RunId set on {name}. {id_} {where}")
+    if any(out.kind == "StartChild" and out.workflow_id == attributes.workflow_id for out in completion.messages):
+        reason = "Start and RequestCancel for child workflow is not allowed in same workflow task."
+        raise CommandFailed(cause, f"{reason} {id_} {where}")
     _check_pending(turn, "cancel", "limit.numPendingCancelRequests.error", "PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED")
     event = turn.new(events.CANCEL_EXTERNAL_INITIATED)
     a = event.request_cancel_external_workflow_execution_initiated_event_attributes

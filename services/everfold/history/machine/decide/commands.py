@@ -19,16 +19,19 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import events
 from everfold.history.machine.apply import start_activity
-from everfold.history.machine.context import NamespaceInfo
 from everfold.history.machine.decide import chain, children, updates
 from everfold.history.machine.decide.activity_options import InvalidActivity, normalize_activity
 from everfold.history.machine.decide.failures import CommandFailed, Completion, check_blob, check_id
-from everfold.history.machine.decide.search_attributes import check_search_attributes, set_types
+from everfold.history.machine.decide.search_attributes import (
+    check_command_attributes,
+    check_command_sizes,
+    merged,
+    set_types,
+)
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
 from everfold.history.machine.rejections import invalid
 from everfold.history.machine.relations import send
 from everfold.history.machine.turn import Turn
-from everfold.kernel.errors import StatusError
 
 Handler = Callable[[Turn, int, command_pb2.Command, Completion], history_pb2.HistoryEvent | None]
 
@@ -338,6 +341,7 @@ def _continue_as_new(
     attributes = command.continue_as_new_workflow_execution_command_attributes
     cause = "BAD_CONTINUE_AS_NEW_ATTRIBUTES"
     limits = turn.ctx.limits
+    timeouts = chain.check_continue_as_new(turn, attributes, cause)
     check_blob(
         attributes.input.ByteSize(),
         limits["limit.blobSize.error"],
@@ -345,15 +349,16 @@ def _continue_as_new(
         "ContinueAsNewWorkflowExecutionCommandAttributes. Input exceeds size limit.",
     )
     chain.check_cron(turn.ctx, attributes.cron_schedule, cause)
-    namespace = turn.ctx.namespace(turn.run.namespace_id)
-    try:
-        if isinstance(namespace, NamespaceInfo):
-            check_search_attributes(namespace, attributes.search_attributes, limits)
-    except StatusError as error:
-        raise CommandFailed("BAD_SEARCH_ATTRIBUTES", error.message) from None
+    check_blob(
+        attributes.memo.ByteSize(),
+        limits["limit.memoSize.error"],
+        cause,
+        "ContinueAsNewWorkflowExecutionCommandAttributes. Memo exceeds size limit.",
+    )
+    check_command_sizes(attributes.search_attributes, limits, cause)
     turn.void_all_tasks()
     run_id = turn.ctx.new_id()
-    event = chain.record_continued_as_new(turn, attributes, completed_event_id, run_id)
+    event = chain.record_continued_as_new(turn, attributes, completed_event_id, run_id, timeouts)
     chain.start_continued(turn, attributes, run_id)
     return event
 
@@ -385,16 +390,17 @@ def _upsert_search_attributes(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
     attributes = command.upsert_workflow_search_attributes_command_attributes
-    if not attributes.search_attributes.indexed_fields:
-        raise CommandFailed(
-            "BAD_SEARCH_ATTRIBUTES", "IndexedFields is not set on UpsertWorkflowSearchAttributesCommand."
-        )
+    cause = "BAD_SEARCH_ATTRIBUTES"
+    for given, what in (
+        (attributes.HasField("search_attributes"), "SearchAttributes"),
+        (attributes.search_attributes.indexed_fields, "IndexedFields"),
+    ):
+        if not given:
+            raise CommandFailed(cause, f"{what} is not set on UpsertWorkflowSearchAttributesCommand.")
+    limits = turn.ctx.limits
     namespace = turn.ctx.namespace(turn.run.namespace_id)
-    try:
-        if isinstance(namespace, NamespaceInfo):
-            check_search_attributes(namespace, attributes.search_attributes, turn.ctx.limits)
-    except StatusError as error:
-        raise CommandFailed("BAD_SEARCH_ATTRIBUTES", error.message) from None
+    check_command_attributes(namespace, attributes.search_attributes, limits)
+    check_command_sizes(merged(turn.run.search_attributes, attributes.search_attributes), limits, cause)
     event = turn.new(events.SEARCH_ATTRIBUTES_UPSERTED)
     a = event.upsert_workflow_search_attributes_event_attributes
     a.search_attributes.CopyFrom(attributes.search_attributes)
@@ -439,6 +445,8 @@ def _illegal(cause: str, action: str, what: str) -> CommandFailed:
 
 
 def _name(command_type: int) -> str:
+    if command_type not in command_type_pb2.CommandType.values():
+        return str(command_type)
     name = command_type_pb2.CommandType.Name(command_type).removeprefix("COMMAND_TYPE_")  # type: ignore[arg-type]
     return "".join(word.capitalize() for word in name.split("_"))
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from temporalio.api.enums.v1 import failed_cause_pb2
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.common.v1 import message_pb2 as common_pb2
+from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2
+from temporalio.api.taskqueue.v1 import message_pb2 as taskqueue_pb2
 
+from everfold.history.machine.decide.activity_options import InvalidActivity, check_retry_policy, fill_retry_policy
+from everfold.history.machine.durations import InvalidDuration, checked_ns
 from everfold.history.machine.relations import Outgoing
+from everfold.kernel import gotext
 from everfold.kernel.limits import Limits
+from everfold.kernel.names import queue_error, too_long
 
 _cause = failed_cause_pb2.WorkflowTaskFailedCause.Value
 _PREFIX: Final = "WORKFLOW_TASK_FAILED_CAUSE_"
@@ -53,11 +60,55 @@ def check_id(limits: Limits, what: str, value: str, command: str, cause: str) ->
     """Refuses an empty or too long id."""
     if not value:
         raise CommandFailed(cause, f"{what} is not set on {command}.")
-    limit = limits["limit.maxIDLength"]
-    if len(value.encode()) > limit:
-        raise CommandFailed(
-            cause, f"{what} on {command} exceeds length limit. {what}={value} Length={len(value)} Limit={limit}"
-        )
+    check_length(limits, what, value, command, cause, f"{what}={value}")
+
+
+def check_length(limits: Limits, what: str, value: str, command: str, cause: str, before: str, after: str = "") -> None:
+    """Refuses an id that is too long; the text names other fields of the command before and after its length."""
+    if too_long(value, limit := limits["limit.maxIDLength"]):
+        text = f"{what} on {command} exceeds length limit. {before} Length={len(value.encode())} Limit={limit} {after}"
+        raise CommandFailed(cause, text.rstrip())
+
+
+def check_queue(cause: str, queue: taskqueue_pb2.TaskQueue, own: str, limit: int, what: str, about: str) -> None:
+    """Refuses a task queue that cannot be used; one without a name is the workflow's own.
+
+    Args:
+        cause: of the refusal.
+        queue: what the command names.
+        own: the workflow's queue.
+        limit: of names, in bytes.
+        what: begins the text.
+        about: ends it.
+    """
+    if error := queue_error(queue.name or own, queue.normal_name, limit):
+        raise CommandFailed(cause, f"{what}: {error}. {about}")
+
+
+def shown_queue(queue: taskqueue_pb2.TaskQueue, own: str) -> str:
+    """A command's task queue as Temporal's texts hold it: the message, filled in."""
+    kind = task_queue_pb2.TaskQueueKind.Name(queue.kind or task_queue_pb2.TASK_QUEUE_KIND_NORMAL)
+    fields = [("name", gotext.quoted(queue.name or own)), ("kind", kind)]
+    if queue.normal_name:
+        fields.append(("normal_name", gotext.quoted(queue.normal_name)))
+    return gotext.message(fields)
+
+
+def check_duration(cause: str, field: Duration, what: str, about: str) -> int:
+    """Nanoseconds of a duration that may be given; `what` and `about` begin and end the text of a refusal."""
+    try:
+        return checked_ns(field)
+    except InvalidDuration as error:
+        raise CommandFailed(cause, f"{what}: {error}. {about}") from None
+
+
+def check_filled_retry_policy(cause: str, policy: common_pb2.RetryPolicy, what: str, about: str) -> None:
+    """Fills and checks a workflow's retry policy; `what` and `about` begin and end the text of a refusal."""
+    fill_retry_policy(policy)
+    try:
+        check_retry_policy(policy)
+    except InvalidActivity as error:
+        raise CommandFailed(cause, f"{what}: {error}. {about}") from None
 
 
 def check_blob(size: int, limit: int, cause: str, reason: str) -> None:

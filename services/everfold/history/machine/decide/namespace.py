@@ -19,12 +19,12 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.machine import keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.purge import begin_sweep
-from everfold.history.machine.decide.search_attributes import PREDEFINED, SYSTEM
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import invalid, namespace_not_found, status
 from everfold.history.machine.step import Reply
 from everfold.kernel.errors import Code
+from everfold.kernel.search_attributes import PREDEFINED, SYSTEM
 from everfold.kernel.time import HOUR_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import NAMESPACES

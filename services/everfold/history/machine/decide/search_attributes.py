@@ -1,59 +1,14 @@
-"""Search attributes: registered names, right types, bounded sizes.
-
-Temporal: common/searchattribute/validator.go. The types come from the namespace as the shard's log has told it.
-"""
+"""Search attributes of starts and commands: the shared checks, with what the shard's log has told of the namespace."""
 
 from __future__ import annotations
-
-import json
-from typing import Any, Final
 
 from temporalio.api.common.v1 import message_pb2 as common_pb2
 
 from everfold.history.machine.context import NamespaceInfo
-from everfold.history.machine.rejections import invalid
+from everfold.history.machine.decide.failures import CommandFailed
+from everfold.kernel.errors import StatusError
 from everfold.kernel.limits import Limits
-
-PREDEFINED: Final = {
-    "TemporalChangeVersion": "KeywordList",
-    "BinaryChecksums": "KeywordList",
-    "BuildIds": "KeywordList",
-    "BatcherNamespace": "Keyword",
-    "BatcherUser": "Keyword",
-    "TemporalScheduledStartTime": "Datetime",
-    "TemporalScheduledById": "Keyword",
-    "TemporalSchedulePaused": "Bool",
-    "TemporalNamespaceDivision": "Keyword",
-    "TemporalPauseInfo": "KeywordList",
-    "TemporalReportedProblems": "KeywordList",
-    "TemporalWorkerDeploymentVersion": "Keyword",
-    "TemporalWorkerDeployment": "Keyword",
-    "TemporalWorkflowVersioningBehavior": "Keyword",
-    "TemporalUsedWorkerDeploymentVersions": "KeywordList",
-}
-"""Attributes that every namespace has and that a caller may set."""
-
-SYSTEM: Final = frozenset(
-    (
-        "WorkflowId",
-        "RunId",
-        "WorkflowType",
-        "TaskQueue",
-        "ExecutionStatus",
-        "StartTime",
-        "ExecutionTime",
-        "CloseTime",
-        "HistoryLength",
-        "HistorySizeBytes",
-        "ExecutionDuration",
-        "StateTransitionCount",
-        "ParentWorkflowId",
-        "ParentRunId",
-        "RootWorkflowId",
-        "RootRunId",
-    )
-)
-"""Attributes that only the engine sets."""
+from everfold.kernel.search_attributes import check_names, check_sizes, check_values, kind_of
 
 
 def check_search_attributes(namespace: NamespaceInfo, attributes: common_pb2.SearchAttributes, limits: Limits) -> None:
@@ -62,63 +17,82 @@ def check_search_attributes(namespace: NamespaceInfo, attributes: common_pb2.Sea
     Raises:
         StatusError: INVALID_ARGUMENT.
     """
-    fields = attributes.indexed_fields
-    if not fields:
+    fields, known = attributes.indexed_fields, namespace.search_attributes
+    check_names(fields, namespace.name, known)
+    check_values(fields, known, limits["limit.numberOfSearchAttributeKeys"])
+    _check_sizes(attributes, limits)
+
+
+def check_command_attributes(
+    namespace: NamespaceInfo | None,
+    attributes: common_pb2.SearchAttributes,
+    limits: Limits,
+    what: str = "",
+    about: str = "",
+) -> None:
+    """The same for a command, its sizes left to `check_command_sizes`.
+
+    Args:
+        namespace: None checks nothing.
+        attributes: of the command.
+        limits: of the shard.
+        what: begins the text of a wrong value, if anything does; an unknown name stands alone.
+        about: ends it.
+
+    Raises:
+        CommandFailed: BAD_SEARCH_ATTRIBUTES.
+    """
+    if namespace is None:
         return
-    if len(fields) > limits["limit.numberOfSearchAttributeKeys"]:
-        raise invalid(
-            f"number of search attributes {len(fields)} exceeds limit {limits['limit.numberOfSearchAttributeKeys']}"
-        )
-    for name in sorted(fields):
-        if name in SYSTEM:
-            raise invalid(f"{name} attribute can't be set in SearchAttributes")
-        kind = namespace.search_attributes.get(name) or PREDEFINED.get(name)
-        if kind is None:
-            raise invalid(f"Namespace {namespace.name} has no mapping defined for search attribute {name}")
-        payload = fields[name]
-        if len(payload.data) > limits["limit.searchAttributeSizeOfValue"]:
-            raise invalid(
-                f"search attribute {name} value size {len(payload.data)} exceeds size limit "
-                f"{limits['limit.searchAttributeSizeOfValue']}"
-            )
-        _check_value(name, kind, payload)
-    total = attributes.ByteSize()
-    if total > limits["limit.searchAttributeTotalSize"]:
-        raise invalid(
-            f"total size of search attributes {total} exceeds size limit {limits['limit.searchAttributeTotalSize']}"
-        )
+    fields, known = attributes.indexed_fields, namespace.search_attributes
+    try:
+        check_names(fields, namespace.name, known)
+    except StatusError as error:
+        raise CommandFailed("BAD_SEARCH_ATTRIBUTES", error.message) from None
+    try:
+        check_values(fields, known, limits["limit.numberOfSearchAttributeKeys"])
+    except StatusError as error:
+        text = f"{what}: {error.message}. {about}" if what else error.message
+        raise CommandFailed("BAD_SEARCH_ATTRIBUTES", text) from None
+
+
+def check_command_sizes(attributes: common_pb2.SearchAttributes, limits: Limits, cause: str) -> None:
+    """Ends the run over search attributes that are too large (workflow_size_checker.go).
+
+    Raises:
+        CommandFailed: with that cause.
+    """
+    try:
+        _check_sizes(attributes, limits)
+    except StatusError as error:
+        raise CommandFailed(cause, error.message, terminates=True) from None
+
+
+def merged(held: dict[str, bytes], upserted: common_pb2.SearchAttributes) -> common_pb2.SearchAttributes:
+    """The attributes that a run has after an upsert, which is what its size counts."""
+    result = common_pb2.SearchAttributes()
+    for name, data in held.items():
+        result.indexed_fields[name].ParseFromString(data)
+    for name, payload in upserted.indexed_fields.items():
+        if payload.data in (b"", b"null", b"[]"):
+            result.indexed_fields.pop(name, None)
+        else:
+            result.indexed_fields[name].CopyFrom(payload)
+    return result
 
 
 def set_types(attributes: common_pb2.SearchAttributes, namespace: NamespaceInfo) -> None:
     """Adds each attribute's type to its payload's metadata: SDKs and the Web UI decode by it."""
     for name in sorted(attributes.indexed_fields):
-        kind = namespace.search_attributes.get(name) or PREDEFINED.get(name)
+        kind = kind_of(name, namespace.search_attributes)
         if kind is not None:
             attributes.indexed_fields[name].metadata["type"] = kind.encode()
 
 
-def _check_value(name: str, kind: str, payload: common_pb2.Payload) -> None:
-    encoding = payload.metadata.get("encoding", b"")
-    if encoding == b"binary/null" or not payload.data:
-        return
-    try:
-        value = json.loads(payload.data)
-    except ValueError:
-        raise invalid(f"invalid value for search attribute {name} of type {kind}: unable to decode") from None
-    if value is None or value == [] or _fits(kind, value):
-        return
-    if isinstance(value, list) and len(value) == 1 and _fits(kind, value[0]):
-        return
-    raise invalid(f"invalid value for search attribute {name} of type {kind}: {value!r}")
-
-
-def _fits(kind: str, value: Any) -> bool:
-    if kind == "Int":
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind == "Double":
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "Bool":
-        return isinstance(value, bool)
-    if kind == "KeywordList":
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-    return isinstance(value, str)
+def _check_sizes(attributes: common_pb2.SearchAttributes, limits: Limits) -> None:
+    check_sizes(
+        attributes.indexed_fields,
+        attributes.ByteSize(),
+        limits["limit.searchAttributeSizeOfValue"],
+        limits["limit.searchAttributeTotalSize"],
+    )
