@@ -59,6 +59,26 @@ def test_a_child_whose_id_is_taken_fails_to_start(shard: ShardDriver) -> None:
     assert "WorkflowTaskScheduled" in shard.history("parent").splitlines()[6]
 
 
+def test_a_child_takes_the_place_of_a_run_that_is_just_started(shard: ShardDriver) -> None:
+    """It was told that the id is taken: nobody repeats the start of a child until the run is a second old."""
+    taken = shard.start("child")
+    shard.start("parent")
+    command = start_child("child")
+    command.start_child_workflow_execution_command_attributes.workflow_id_reuse_policy = 4
+    shard.complete(shard.poll("parent"), command)
+    shard.deliver()
+    assert shard.history("child", taken).endswith("WorkflowTerminated")
+    assert "6 ChildWorkflowStarted" in shard.history("parent")
+
+
+def test_a_client_that_restarts_a_run_at_once_is_asked_to_come_again(shard: ShardDriver) -> None:
+    shard.start("child")
+    with pytest.raises(StatusError, match="Too many restarts for workflow child"):
+        shard.start("child", workflow_id_reuse_policy=4)
+    shard.sleep(1)
+    shard.start("child", workflow_id_reuse_policy=4)
+
+
 def test_results_of_children_wait_for_a_started_task_and_keep_their_references(shard: ShardDriver) -> None:
     shard.start("parent")
     first = shard.poll("parent")
@@ -103,6 +123,41 @@ def test_a_signal_to_nobody_or_to_itself_fails(shard: ShardDriver) -> None:
     shard.complete(shard.poll("sender"), signal_external("nobody"), signal_external("sender"))
     shard.deliver()
     assert shard.history("sender").count("SignalExternalWorkflowFailed") == 2
+
+
+def test_a_signal_from_a_workflow_counts_and_one_too_many_fails() -> None:
+    shard = ShardDriver(settings={"history.maximumSignalsPerExecution": 2})
+    shard.start("target")
+    shard.start()
+    shard.complete(shard.poll("w"), *(signal_external("target") for _ in range(3)))
+    shard.deliver()
+    lines = [line.split(" ", 1)[1] for line in shard.history().splitlines() if "External" in line]
+    assert lines[3:] == [
+        "ExternalWorkflowSignaled",
+        "ExternalWorkflowSignaled",
+        "SignalExternalWorkflowFailed "
+        "cause=SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED_CAUSE_SIGNAL_COUNT_LIMIT_EXCEEDED",
+    ]
+    assert shard.history("target").count("signal_name=from-afar") == 2
+
+
+def test_a_signal_from_a_workflow_reaches_a_run_that_tries_to_close(shard: ShardDriver) -> None:
+    """A client's is refused then, to be sent again; a workflow's is sent once."""
+    shard.start("target")
+    shard.start()
+    task = shard.poll("target")
+    shard.signal("early", "target")
+    with pytest.raises(StatusError, match="UnhandledCommand"):
+        shard.complete(task, complete_workflow())
+    task = shard.poll("target")
+    with pytest.raises(StatusError, match="workflow is closing"):
+        shard.signal("late", "target")
+    shard.complete(shard.poll("w"), signal_external("target"))
+    shard.deliver()
+    with pytest.raises(StatusError, match="UnhandledCommand"):
+        shard.complete(task, complete_workflow())
+    assert "signal_name=from-afar" in shard.history("target")
+    assert "ExternalWorkflowSignaled" in shard.history()
 
 
 def test_child_only_signals_do_not_reach_strangers(shard: ShardDriver) -> None:

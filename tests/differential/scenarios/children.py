@@ -44,6 +44,21 @@ def child_options_refused(s: Script) -> None:
     refused_each(s, {label: [start_child(s, **attributes)] for label, attributes in cases.items()})
 
 
+@scenario("6r", "a child takes the place of a run that is just started")
+def child_takes_place(s: Script) -> None:
+    first = s.start("child", track=False)
+    s.complete(s.poll(), s.timer(after=60))
+    s.start()
+    terminate = workflow_pb2.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING
+    s.complete(s.poll(), start_child(s, workflow_id_reuse_policy=terminate))
+    tasks = tasks_by_workflow(s, 2)
+    s.track("child", first, "run in its place")
+    s.track("child")
+    s.complete(tasks[s.id()])
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+    s.complete(s.poll("child is done"), s.done())
+
+
 @scenario("25g", "signals and cancel requests to other workflows that are refused")
 def external_refused(s: Script) -> None:
     signal, cancel = "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION", "REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgpack
+from temporalio.api.enums.v1 import failed_cause_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
@@ -19,7 +20,7 @@ from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.children import record_external_done, record_external_failed
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.schedule import schedule_workflow_task
-from everfold.history.machine.decide.signal import remember_request
+from everfold.history.machine.decide.signal import has_all_signals, remember_request
 from everfold.history.machine.decide.start import Parent, create_run, make_room
 from everfold.history.machine.history_rows import event_at
 from everfold.history.machine.relations import send
@@ -44,6 +45,9 @@ _CHILD_FIELDS: Final = (
 
 _RESETS_MAX: Final = 100
 """Temporal follows as many (consts.ErrResetRedirectLimitReached)."""
+
+_SIGNAL_LIMIT: Final = failed_cause_pb2.SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED_CAUSE_SIGNAL_COUNT_LIMIT_EXCEEDED
+"""Temporal says so of every signal that the target's shard finds invalid (transfer_queue_active_task_executor.go)."""
 
 _NOT_FOUND: Final = 1
 """EXTERNAL_WORKFLOW_EXECUTION_NOT_FOUND, and WORKFLOW_ALREADY_EXISTS for a child: both enums begin with it."""
@@ -89,7 +93,8 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
             request.user_metadata.ParseFromString(message["user_metadata"])
         try:
             child_run_id = ctx.new_id()
-            make_room(ctx, request, current, child_run_id)
+            # The start of a child is not repeated: it does not wait until the run in its way is old enough.
+            make_room(ctx, request, current, child_run_id, patient=False)
         except StatusError:
             answer["failed"] = _NOT_FOUND
         else:
@@ -236,6 +241,9 @@ def _child_closed(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, 
 
 
 def _signal(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> None:
+    """Takes a signal from another workflow, also while the run tries to close: Temporal refuses it then and sends it
+    again later, but nobody here would. It is buffered, and the run hears of it before it closes.
+    """
     run = _target(ctx, namespace, workflow_id, run_id, message)
     if run is None or not run.running:
         _answer(ctx, message, _NOT_FOUND)
@@ -243,6 +251,9 @@ def _signal(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id
     from_id, from_run, initiated = message["from"][2:]
     request_id = f"{from_run}:{initiated}"
     if request_id not in run.request_ids:
+        if has_all_signals(ctx, run):
+            _answer(ctx, message, _SIGNAL_LIMIT)
+            return
         turn = Turn(ctx, run)
         event = turn.new(events.SIGNALED)
         a = event.workflow_execution_signaled_event_attributes

@@ -79,10 +79,15 @@ def check_signal(ctx: StepContext, run: Run, input_bytes: int) -> None:
     """
     if run.close_attempted and run.task_started:
         raise busy("workflow operation can not be applied because workflow is closing")
-    if ctx.limits.reached("history.maximumSignalsPerExecution", run.signal_count):
+    if has_all_signals(ctx, run):
         raise invalid("exceeded workflow execution limit for signal events")
     if input_bytes > ctx.limits["limit.blobSize.error"]:
         raise invalid("Blob data size exceeds limit.")
+
+
+def has_all_signals(ctx: StepContext, run: Run) -> bool:
+    """Whether the run has had as many signals as one may."""
+    return ctx.limits.reached("history.maximumSignalsPerExecution", run.signal_count)
 
 
 def record_signal(

@@ -179,7 +179,14 @@ class Parent(NamedTuple):
     root: list[str]
 
 
-def make_room(ctx: StepContext, request: ws.StartWorkflowExecutionRequest, current: Run | None, run_id: str) -> None:
+def make_room(
+    ctx: StepContext,
+    request: ws.StartWorkflowExecutionRequest,
+    current: Run | None,
+    run_id: str,
+    *,
+    patient: bool = True,
+) -> None:
     """Raises where a run stands in the way, or terminates it where the policy says so.
 
     Args:
@@ -187,11 +194,16 @@ def make_room(ctx: StepContext, request: ws.StartWorkflowExecutionRequest, curre
         request: the start.
         current: the run that the workflow id points at.
         run_id: of the run that will be made.
+        patient: a start that would terminate a run of under a second is refused, to be tried again: what keeps
+            clients from a loop of restarts. A parent's start costs it a workflow task, and is made only once.
+
+    Raises:
+        StatusError: ALREADY_EXISTS, or, of a patient start, RESOURCE_EXHAUSTED.
     """
     if current is None:
         return
     pressed = ctx.now_ns - current.started_at_ns
-    too_soon = pressed < ctx.limits["history.workflowIdReuseMinimalInterval"]
+    too_soon = patient and pressed < ctx.limits["history.workflowIdReuseMinimalInterval"]
     reuse = request.workflow_id_reuse_policy
     if current.running:
         if conflict_policy(request) != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
