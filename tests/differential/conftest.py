@@ -9,12 +9,17 @@ import pytest
 
 from differential.play import Outcome, play
 from differential.scenarios import Scenario
+from differential.scenarios.children import SIGNALS_MAX
 from support.servers import chosen_server, temporal_command, temporal_server
 
-SETTINGS = tuple(
-    text
-    for kind in ("Keyword", "KeywordList", "Text", "Int", "Double", "Bool", "Datetime")
-    for text in ("--search-attribute", f"Custom{kind}={kind}")
+SETTINGS = (
+    *(
+        text
+        for kind in ("Keyword", "KeywordList", "Text", "Int", "Double", "Bool", "Datetime")
+        for text in ("--search-attribute", f"Custom{kind}={kind}")
+    ),
+    "--dynamic-config-value",
+    f"history.maximumSignalsPerExecution={SIGNALS_MAX}",
 )
 SCENARIOS_AT_ONCE = 4
 """Scenarios mostly wait for timers of a second; more than this and a loaded machine would distort them."""

@@ -11,6 +11,8 @@ from differential.scenarios.pieces import refused_each, start_child, tasks_by_wo
 from differential.script import NAMESPACE, Script, command, failure, payload, payloads, seconds
 
 ABANDON = workflow_pb2.PARENT_CLOSE_POLICY_ABANDON
+SIGNALS_MAX = 20
+"""What both servers of the comparison are told: the default would take long to reach."""
 REQUEST_CANCEL = workflow_pb2.PARENT_CLOSE_POLICY_REQUEST_CANCEL
 
 
@@ -76,6 +78,20 @@ def external_refused(s: Script) -> None:
             "cancel: of a child just started": [start_child(s), command(cancel, workflow_id=s.id("child"))],
         },
     )
+
+
+@scenario("25h", "a workflow signals one that has had as many signals as one may")
+def external_signal_too_many(s: Script) -> None:
+    s.start("target")
+    s.complete(s.poll(), s.timer(after=60))
+    for number in range(SIGNALS_MAX):
+        s.signal(f"signal-{number}", "target")
+    s.complete(s.poll())
+    s.start()
+    signal = "SIGNAL_EXTERNAL_WORKFLOW_EXECUTION"
+    s.complete(s.poll(), command(signal, execution=s.execution("target"), signal_name="from outside"))
+    s.complete(s.poll("refused"), s.done())
+    s.terminate("target")
 
 
 @scenario("6d", "a child fails")
