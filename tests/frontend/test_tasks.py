@@ -210,7 +210,7 @@ def test_a_query_result_that_is_too_large_is_a_failed_query() -> None:
 def test_an_answer_that_rides_on_a_completion_and_is_too_large_is_a_failed_query() -> None:
     async def scenario(frontend: Frontend) -> None:
         request = ws.RespondWorkflowTaskCompletedRequest(task_token=WORKFLOW_TOKEN)
-        request.query_results["large"].answer.CopyFrom(LARGE)
+        request.query_results["large"].answer.payloads.add(data=bytes(2_000))
         request.query_results["small"].answer.payloads.add(data=b"1")
         await frontend.call("RespondWorkflowTaskCompleted", request, ws.RespondWorkflowTaskCompletedResponse)
         results = ws.RespondWorkflowTaskCompletedRequest.FromString(frontend.router.only().args[4]).query_results
