@@ -236,6 +236,12 @@ def test_rows_and_position_move_together_or_not_at_all(store: VisibilityStore) -
     assert ids(store) == ["a"]
 
 
+def test_a_list_of_one_value_is_found_as_the_value(store: VisibilityStore) -> None:
+    """Older SDKs send single values in lists, and the checks of search attributes let them pass."""
+    store.upsert([record("w", searched=attributes(Customer=["ann"], Amount=[7], Paid=[None], Tags=[["a", "b"]]))])
+    assert ids(store, "Customer = 'ann' AND Amount = 7 AND Tags = 'b'") == ["w"]
+
+
 def test_a_value_that_is_not_of_its_type_is_listed_but_not_found(store: VisibilityStore) -> None:
     store.upsert([record("w", searched=attributes(Amount="many", Due="soon", Paid=3, Customer=7, Weight=True))])
     assert ids(store) == ["w"]
