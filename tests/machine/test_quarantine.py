@@ -43,7 +43,10 @@ def test_one_run_is_set_aside_and_a_release_goes_on(shard: ShardDriver, quaranti
     shard.start()
     shard.start("other")
     quarantine("bad")
-    with pytest.raises(StatusError, match="quarantined") as parked:
+    ((_, told),) = shard.steps[-1].quarantined
+    assert "test_quarantine.py:" in told
+    assert "defect" not in told, "an exception's text may hold payloads"
+    with pytest.raises(StatusError, match=r"is quarantined: KeyError in SIGNAL_WORKFLOW$") as parked:
         shard.signal("waits")
     assert parked.value.code == Code.UNAVAILABLE
     shard.signal("fine", workflow_id="other")

@@ -11,6 +11,7 @@ happens then (law 9):
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -225,7 +226,7 @@ class ShardFold:
             raise
         except Exception as defect:  # the pure step is the same on every host: so is its failure (law 9)
             ctx.go_back()
-            self._quarantine(ctx, body, f"{type(defect).__name__}: {defect}"[:500])
+            self._quarantine(ctx, body, defect)
             self._reject_command(ctx, body, StatusError(13, "the workflow is quarantined; see the server's log"))
 
     def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
@@ -276,10 +277,15 @@ class ShardFold:
 
     # ---- quarantine -------------------------------------------------------------------------------------------------
 
-    def _quarantine(self, ctx: StepContext, body: Record, reason: str) -> None:
+    def _quarantine(self, ctx: StepContext, body: Record, defect: Exception) -> None:
+        """Sets the run aside. The reason is state, and so holds nothing that hosts may differ in, such as a library's
+        words; nor does the log get the exception's text, which may be a user's data, but the place.
+        """
         run = self._run_of(ctx, body)
         key = RunKey(body["namespace_id"], body["workflow_id"], body["run_id"] if run is None else run.run_id)
-        ctx.step.quarantined.append((key, reason))
+        reason = f"{type(defect).__name__} in {body['kind']}"
+        frame = traceback.extract_tb(defect.__traceback__)[-1]
+        ctx.step.quarantined.append((key, f"{reason} at {frame.filename}:{frame.lineno}"))
         ctx.step.reply = Reply(error=StatusError(13, f"workflow {key.workflow_id} is quarantined: {reason}"))
         if run is None:
             return
