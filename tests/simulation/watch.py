@@ -11,6 +11,7 @@ from everfold.history.machine.step import Guards, Step
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import SHARD_LOG
+from simulation import runs
 from simulation.broker import Place, Stored
 from simulation.clock import WALL_START_NS
 
@@ -76,6 +77,9 @@ class Watch:
         lead = meta.clock_ns - WALL_START_NS - self._cluster.loop.now_ns
         if lead > CLOCK_LEAD_MAX_NS:
             self.problem(f"shard clock is {lead / SECOND_NS:.3f} s ahead of true time at {place}")
+        for key in dict.fromkeys(step.changed):
+            for fault in runs.faults(fold, key):
+                self.problem(f"{key} at {place}: {fault}")
         for run, reason in step.quarantined:
             self.problem(f"{run} was quarantined at {place}: {reason}")
         self.counts["folded"] += 1
