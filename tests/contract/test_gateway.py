@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import grpc
 import grpc.aio
@@ -19,6 +19,7 @@ from everfold.kernel.errors import Code, StatusError
 PREFIX = "/temporal.api.workflowservice.v1.WorkflowService/"
 ECHO = PREFIX + "GetClusterInfo"
 POLL = PREFIX + "PollWorkflowTaskQueue"
+WATCH = "/grpc.health.v1.Health/Watch"
 
 Serve = Callable[[Mapping[str, Handler]], Awaitable["Served"]]
 
@@ -355,6 +356,67 @@ def test_stopping_ends_long_polls_and_lets_answers_finish(kind: str) -> None:
             assert await answered == b"done"
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await waiting
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(body())
+
+
+def test_a_stream_sends_its_messages_in_order_and_ends(kind: str) -> None:
+    heard: list[tuple[str, int]] = []
+
+    async def count(context: CallContext, request: bytes) -> AsyncGenerator[bytes, None]:
+        for number in range(int(request)):
+            yield str(number).encode()
+            await asyncio.sleep(0)
+
+    async def body() -> None:
+        gateway = open_gateway(
+            kind,
+            "127.0.0.1",
+            0,
+            complete_table({ECHO: echo}),
+            streams={WATCH: count},
+            observer=lambda path, code, _: heard.append((path, code)),
+        )
+        await gateway.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+            watch = channel.unary_stream(WATCH)
+            assert [message async for message in watch(b"3", timeout=10)] == [b"0", b"1", b"2"]
+            assert [message async for message in watch(b"0", timeout=10)] == []
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                [_ async for _ in watch(b"many", timeout=10)]
+            assert caught.value.code() == grpc.StatusCode.INTERNAL
+            assert await channel.unary_unary(ECHO)(b"beside", timeout=10) == b"beside"
+        await gateway.stop(0.1)
+
+    asyncio.run(body())
+    assert heard == [(WATCH, 0), (WATCH, 0), (WATCH, 13), (ECHO, 0)]
+
+
+def test_a_stream_ends_with_its_client_and_with_the_server(kind: str) -> None:
+    async def body() -> None:
+        ended = asyncio.Semaphore(0)
+
+        async def watch(context: CallContext, request: bytes) -> AsyncGenerator[bytes, None]:
+            try:
+                yield b"first"
+                await asyncio.Event().wait()
+            finally:
+                ended.release()
+
+        gateway = open_gateway(kind, "127.0.0.1", 0, complete_table({}), streams={WATCH: watch})
+        await gateway.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+            left = channel.unary_stream(WATCH)(b"")
+            assert await asyncio.wait_for(left.read(), 10) == b"first"
+            left.cancel()
+            await asyncio.wait_for(ended.acquire(), 10)
+            stays = channel.unary_stream(WATCH)(b"")
+            assert await asyncio.wait_for(stays.read(), 10) == b"first"
+            await asyncio.wait_for(gateway.stop(0.2), 10)
+            await asyncio.wait_for(ended.acquire(), 10)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asyncio.wait_for(stays.read(), 10)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(body())

@@ -7,8 +7,10 @@ import dataclasses
 import threading
 from collections.abc import Mapping
 
+import grpc
+import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from temporalio.api.operatorservice.v1 import request_response_pb2 as op
 from temporalio.api.workflow.v1 import message_pb2 as workflow
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -63,6 +65,31 @@ def test_health_is_serving_for_the_services_there_are() -> None:
         with pytest.raises(StatusError) as caught:
             await frontend.server.handlers[path](context, b"\x0a\x01x")
         assert caught.value.code == Code.NOT_FOUND
+
+    run(scenario)
+
+
+def test_whoever_watches_the_health_hears_that_the_server_stops() -> None:
+    """grpc/doc/health-checking.md: Watch says the status at once, SERVICE_UNKNOWN of a service that is not there, and
+    each change.
+    """
+
+    async def scenario(frontend: Frontend) -> None:
+        status = health_pb2.HealthCheckResponse
+        await frontend.server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{frontend.server.port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            ours = stub.Watch(health_pb2.HealthCheckRequest(service=WORKFLOW_SERVICE))
+            stranger = stub.Watch(health_pb2.HealthCheckRequest(service="x"))
+            assert (await asyncio.wait_for(ours.read(), 10)).status == status.SERVING
+            assert (await asyncio.wait_for(stranger.read(), 10)).status == status.SERVICE_UNKNOWN
+            stopping = asyncio.create_task(frontend.server.stop(0.1))
+            assert (await asyncio.wait_for(ours.read(), 10)).status == status.NOT_SERVING
+            await stopping
+            for watch in (ours, stranger):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await asyncio.wait_for(watch.read(), 10)
+                assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
     run(scenario)
 

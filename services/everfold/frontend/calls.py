@@ -1,12 +1,12 @@
 """What a gateway hands to a handler, and the table of every method that clients can name.
 
-A handler takes the request's bytes and returns the response's bytes; it raises `StatusError` for anything else. Which
-library carries the bytes is the gateway's business (`gateway.py`).
+A handler takes the request's bytes and returns the response's bytes; it raises `StatusError` for anything else. A
+stream handler yields the bytes of each message. Which library carries them is the gateway's business (`gateway.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from temporalio.api.operatorservice.v1 import service_pb2 as operator_service
@@ -54,6 +54,9 @@ class CallContext:
 
 
 Handler = Callable[[CallContext, bytes], Awaitable[bytes]]
+
+StreamHandler = Callable[[CallContext, bytes], AsyncGenerator[bytes, None]]
+"""Answers with any number of messages: of all that clients can name, the health service's Watch alone does."""
 
 CallObserver = Callable[[str, int, float], None]
 """Told of every finished call: method path, gRPC status code, seconds. For metrics; must not raise."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +13,8 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.frontend.calls import OPERATOR_SERVICE, WORKFLOW_SERVICE, CallContext
 from everfold.frontend.core import parse
 from everfold.kernel.errors import Code, StatusError
+
+_Serving: Final = health_pb2.HealthCheckResponse.ServingStatus
 
 SERVER_VERSION: Final = "1.32.0"
 """The Temporal version whose behaviour is offered. SDKs, CLI and UI compare it with ranges; it must be semver."""
@@ -79,7 +83,7 @@ class ClusterHandlers:
             initial_failover_version=1,
             failover_version_increment=10,
         ).SerializeToString()
-        self.serving = True
+        self._stopping = asyncio.Event()
 
     async def system_info(self, context: CallContext, request: bytes) -> bytes:
         """GetSystemInfo: the first call of every SDK connection."""
@@ -91,10 +95,31 @@ class ClusterHandlers:
 
     async def health(self, context: CallContext, request: bytes) -> bytes:
         """grpc.health.v1.Health/Check."""
+        status = self._health_of(request)
+        if status == _Serving.SERVICE_UNKNOWN:
+            raise StatusError(Code.NOT_FOUND, "unknown service")
+        return _health(status)
+
+    async def watch_health(self, context: CallContext, request: bytes) -> AsyncGenerator[bytes, None]:
+        """grpc.health.v1.Health/Watch: the status now, and again when it changes, until the client leaves."""
+        status = self._health_of(request)
+        yield _health(status)
+        await self._stopping.wait()
+        if status == _Serving.SERVING:
+            yield _health(_Serving.NOT_SERVING)
+        await asyncio.get_running_loop().create_future()
+
+    def stop_serving(self) -> None:
+        """From now on the health service says NOT_SERVING."""
+        self._stopping.set()
+
+    def _health_of(self, request: bytes) -> health_pb2.HealthCheckResponse.ServingStatus:
         message = parse(health_pb2.HealthCheckRequest, request)
         if message.service not in ("", WORKFLOW_SERVICE, OPERATOR_SERVICE):
-            raise StatusError(Code.NOT_FOUND, "unknown service")
-        status = health_pb2.HealthCheckResponse.ServingStatus
-        response = health_pb2.HealthCheckResponse(status=status.SERVING if self.serving else status.NOT_SERVING)
-        data: bytes = response.SerializeToString()
-        return data
+            return _Serving.SERVICE_UNKNOWN
+        return _Serving.NOT_SERVING if self._stopping.is_set() else _Serving.SERVING
+
+
+def _health(status: health_pb2.HealthCheckResponse.ServingStatus) -> bytes:
+    data: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+    return data

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from everfold.frontend.calls import CallObserver, Handler
+from everfold.frontend.calls import CallObserver, Handler, StreamHandler
 from everfold.kernel.errors import Code, StatusError
 
 REQUEST_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -72,6 +72,7 @@ def open_gateway(
     port: int,
     handlers: Mapping[str, Handler],
     *,
+    streams: Mapping[str, StreamHandler] | None = None,
     long_polls: frozenset[str] = frozenset(),
     request_bytes_max: int = REQUEST_BYTES_MAX,
     tls: TlsFiles | None = None,
@@ -84,6 +85,7 @@ def open_gateway(
         host: the address to bind.
         port: the port to bind; 0 lets the kernel choose.
         handlers: method path to handler; paths that are not in it answer UNIMPLEMENTED.
+        streams: method path to stream handler, instead of what `handlers` has; it ends like a long poll.
         long_polls: the paths whose calls wait for work; they are not waited for when the server stops.
         request_bytes_max: the largest request taken, decompressed.
         tls: serve TLS with these; None serves plaintext.
@@ -95,10 +97,23 @@ def open_gateway(
         from everfold.frontend.gateway_native import NativeGateway
 
         return NativeGateway(
-            host, port, handlers, long_polls=long_polls, request_bytes_max=request_bytes_max, observer=observer
+            host,
+            port,
+            handlers,
+            streams=streams,
+            long_polls=long_polls,
+            request_bytes_max=request_bytes_max,
+            observer=observer,
         )
     from everfold.frontend.gateway_grpcio import GrpcioGateway
 
     return GrpcioGateway(
-        host, port, handlers, long_polls=long_polls, request_bytes_max=request_bytes_max, tls=tls, observer=observer
+        host,
+        port,
+        handlers,
+        streams=streams,
+        long_polls=long_polls,
+        request_bytes_max=request_bytes_max,
+        tls=tls,
+        observer=observer,
     )

@@ -5,13 +5,14 @@ missing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
 
-from everfold.frontend.calls import CallContext, CallObserver, Handler, unknown_path
+from everfold.frontend.calls import CallContext, CallObserver, Handler, StreamHandler, unknown_path
 from everfold.frontend.gateway import (
     METADATA_BYTES_MAX,
     REQUEST_BYTES_MAX,
@@ -45,7 +46,7 @@ _OPTIONS: Final = (
 
 _SHUTTING_DOWN: Final = "the server is shutting down"
 
-_Behaviour = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
+_Call: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
 class GrpcioGateway(grpc.GenericRpcHandler):
@@ -57,6 +58,7 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         port: int,
         handlers: Mapping[str, Handler],
         *,
+        streams: Mapping[str, StreamHandler] | None = None,
         long_polls: frozenset[str] = frozenset(),
         request_bytes_max: int = REQUEST_BYTES_MAX,
         tls: TlsFiles | None = None,
@@ -69,6 +71,8 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         self._observer = observer
         self._services = {path.lstrip("/").rpartition("/")[0] for path in handlers}
         self._methods = {path: self._method(path, handler, path in long_polls) for path, handler in handlers.items()}
+        self._methods.update({path: self._stream(path, handler) for path, handler in (streams or {}).items()})
+        #: what is cancelled when the server stops: long polls and streams
         self._polls: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._server: grpc.aio.Server | None = None
@@ -133,49 +137,69 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         return self._method(path, refuse, False)
 
     def _method(self, path: str, handler: Handler, long_poll: bool) -> grpc.RpcMethodHandler[bytes, bytes]:
-        async def serve(request: bytes, call: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            loop = asyncio.get_running_loop()
-            began = loop.time()
+        async def serve(request: bytes, call: _Call) -> bytes:
+            began = asyncio.get_running_loop().time()
             task = asyncio.current_task()
             assert task is not None
             if long_poll:
                 self._polls.add(task)
             try:
-                if len(request) > self._request_bytes_max:
-                    raise too_large(len(request), self._request_bytes_max)
-                remaining = call.time_remaining()
-                context = CallContext(
-                    path,
-                    tuple(call.invocation_metadata() or ()),
-                    call.peer(),
-                    None if remaining is None else began + remaining,
-                )
+                context = self._context(path, request, call, began)
                 response = await handler(context, request)
                 if task.cancelling() and context.undelivered is not None:
                     context.undelivered(response)
-                self._observe(path, Code.OK, loop.time() - began)
+                self._observe(path, Code.OK, began)
                 return response
-            except asyncio.CancelledError:
-                if not self._stopping:
-                    self._observe(path, Code.CANCELLED, loop.time() - began)
-                    raise
-                status = StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN)
-            except Exception as error:
-                status = status_of(error, path)
+            except (asyncio.CancelledError, Exception) as error:
+                return await self._broken_off(path, error, call, began)
             finally:
                 self._polls.discard(task)
-            self._observe(path, status.code, loop.time() - began)
-            details = details_bytes(status)
-            await call.abort(
-                _STATUS_CODES[int(status.code)],
-                status.message,
-                () if details is None else ((DETAILS_KEY, details),),
-            )
-            raise AssertionError("unreachable: abort raises")
 
         # No (de)serializer: the bytes go through as they are.
         return grpc.unary_unary_rpc_method_handler(serve)
 
-    def _observe(self, path: str, code: int, seconds: float) -> None:
+    def _stream(self, path: str, handler: StreamHandler) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def serve(request: bytes, call: _Call) -> AsyncGenerator[bytes, None]:
+            began = asyncio.get_running_loop().time()
+            task = asyncio.current_task()
+            assert task is not None
+            self._polls.add(task)
+            try:
+                async with aclosing(handler(self._context(path, request, call, began), request)) as messages:
+                    async for message in messages:
+                        yield message
+                self._observe(path, Code.OK, began)
+            except (asyncio.CancelledError, Exception) as error:
+                await self._broken_off(path, error, call, began)
+            finally:
+                self._polls.discard(task)
+
+        return grpc.unary_stream_rpc_method_handler(serve)
+
+    def _context(self, path: str, request: bytes, call: _Call, now: float) -> CallContext:
+        if len(request) > self._request_bytes_max:
+            raise too_large(len(request), self._request_bytes_max)
+        remaining = call.time_remaining()
+        deadline = None if remaining is None else now + remaining
+        return CallContext(path, tuple(call.invocation_metadata() or ()), call.peer(), deadline)
+
+    async def _broken_off(
+        self, path: str, error: asyncio.CancelledError | Exception, call: _Call, began: float
+    ) -> NoReturn:
+        if isinstance(error, Exception):
+            status = status_of(error, path)
+        elif self._stopping:
+            status = StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN)
+        else:
+            self._observe(path, Code.CANCELLED, began)
+            raise error
+        self._observe(path, status.code, began)
+        details = details_bytes(status)
+        await call.abort(
+            _STATUS_CODES[int(status.code)], status.message, () if details is None else ((DETAILS_KEY, details),)
+        )
+        raise AssertionError("unreachable: abort raises")
+
+    def _observe(self, path: str, code: int, began: float) -> None:
         if self._observer is not None:
-            self._observer(path, int(code), seconds)
+            self._observer(path, int(code), asyncio.get_running_loop().time() - began)

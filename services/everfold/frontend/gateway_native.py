@@ -15,12 +15,13 @@ import logging
 import socket
 import threading
 from collections.abc import Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import Final
 
-from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
+from pygrpc_native import EVENT_CANCEL, STREAM_FULL, STREAM_SENT, NativeGrpcFront
 
-from everfold.frontend.calls import CallContext, CallObserver, Handler
+from everfold.frontend.calls import CallContext, CallObserver, Handler, StreamHandler
 from everfold.frontend.gateway import (
     METADATA_BYTES_MAX,
     REQUEST_BYTES_MAX,
@@ -61,6 +62,7 @@ class NativeGateway:
         port: int,
         handlers: Mapping[str, Handler],
         *,
+        streams: Mapping[str, StreamHandler] | None = None,
         long_polls: frozenset[str] = frozenset(),
         request_bytes_max: int = REQUEST_BYTES_MAX,
         observer: CallObserver | None = None,
@@ -69,6 +71,7 @@ class NativeGateway:
         self._asked_port = port
         #: method id (the place in the list that the front was given) -> (path, handler, is a long poll)
         self._methods = [(path, handler, path in long_polls) for path, handler in handlers.items()]
+        self._streams = dict(streams or {})
         self._request_bytes_max = request_bytes_max
         self._observer = observer
         #: call id -> (the task that answers it, is a long poll); empty once answered
@@ -98,7 +101,7 @@ class NativeGateway:
             with starting_threads_that_give_way():
                 front = NativeGrpcFront(
                     f"{host}:{self._asked_port}",
-                    [(path, False) for path, _, _ in self._methods],
+                    [(path, path in self._streams) for path, _, _ in self._methods],
                     io_threads=_IO_THREADS,
                     call_details=True,
                     keepalive_permit_without_calls=True,
@@ -183,23 +186,18 @@ class NativeGateway:
                 continue
             metadata, peer, remaining = details
             context = CallContext(path, metadata, peer, None if remaining is None else now + remaining)
-            task = loop.create_task(self._serve(call_id, context, handler, payload, now))
-            self._calls[call_id] = (task, long_poll)
+            stream = self._streams.get(path)
+            if stream is None:
+                task = loop.create_task(self._serve(call_id, context, handler, payload, now))
+            else:
+                task = loop.create_task(self._serve_stream(call_id, context, stream, payload, now))
+            self._calls[call_id] = (task, long_poll or stream is not None)
 
     async def _serve(self, call_id: int, context: CallContext, handler: Handler, payload: bytes, began: float) -> None:
         try:
             response = await handler(context, payload)
-        except asyncio.CancelledError:
-            # Either the client left, and the id is gone, or the server stops and the client must hear of it.
-            if self._calls.pop(call_id, None) is not None:
-                self._fail(call_id, context.method, StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN), began)
-            else:
-                self._observe(context.method, Code.CANCELLED, began)
-            return
-        except Exception as error:
-            status = status_of(error, context.method)
-            if self._calls.pop(call_id, None) is not None:
-                self._fail(call_id, context.method, status, began)
+        except (asyncio.CancelledError, Exception) as error:
+            self._broken_off(call_id, context.method, error, began)
             return
         front = self._front
         assert front is not None
@@ -210,6 +208,39 @@ class NativeGateway:
             if context.undelivered is not None:
                 context.undelivered(response)
             self._observe(context.method, Code.CANCELLED, began)
+
+    async def _serve_stream(
+        self, call_id: int, context: CallContext, handler: StreamHandler, payload: bytes, began: float
+    ) -> None:
+        front = self._front
+        assert front is not None
+        try:
+            async with aclosing(handler(context, payload)) as messages:
+                async for message in messages:
+                    sent = front.stream_try_send(call_id, message)
+                    if sent == STREAM_FULL:
+                        raise StatusError(Code.RESOURCE_EXHAUSTED, "the client does not read its stream")
+                    if sent != STREAM_SENT:
+                        break
+        except (asyncio.CancelledError, Exception) as error:
+            self._broken_off(call_id, context.method, error, began)
+            return
+        open_still = self._calls.pop(call_id, None) is not None
+        if open_still:
+            front.stream_end(call_id)
+        self._observe(context.method, Code.OK if open_still else Code.CANCELLED, began)
+
+    def _broken_off(self, call_id: int, path: str, error: asyncio.CancelledError | Exception, began: float) -> None:
+        open_still = self._calls.pop(call_id, None) is not None
+        if isinstance(error, Exception):
+            status = status_of(error, path)
+        else:
+            # Either the client left, and the id is gone, or the server stops and the client must hear of it.
+            status = StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN)
+        if open_still:
+            self._fail(call_id, path, status, began)
+        elif not isinstance(error, Exception):
+            self._observe(path, Code.CANCELLED, began)
 
     def _fail(self, call_id: int, path: str, status: StatusError, began: float) -> None:
         front = self._front

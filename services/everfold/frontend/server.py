@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -98,6 +99,7 @@ class FrontendServer:
             host,
             port,
             self.handlers,
+            streams={method_path(HEALTH_SERVICE, "Watch"): self._cluster.watch_health},
             long_polls=LONG_POLLS,
             request_bytes_max=limits.request_bytes_max,
             tls=tls,
@@ -119,7 +121,8 @@ class FrontendServer:
 
     async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
         """Takes no new calls, ends polls and gives back their tasks; lets the others finish for `grace` seconds."""
-        self._cluster.serving = False
+        self._cluster.stop_serving()
+        await asyncio.sleep(0)  # whoever watches the health is told before streams are ended
         await self._gateway.stop(grace)
         await self._core.stop(grace)
         self._visibility.stop()
