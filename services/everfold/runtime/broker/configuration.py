@@ -95,8 +95,11 @@ def java_command(runtime: Runtime, main: str, arguments: list[str], *, heap_mb: 
         "-Xms48m",
         f"-Xmx{heap_mb}m",
         "-XX:+UseSerialGC",
+        # Quick code only: the optimizing compiler's threads are half of a young broker's work, and what they gain is
+        # even after some ten thousand workflows (docs/decisions/0015-latency-and-requests.md).
+        "-XX:TieredStopAtLevel=1",
         "-XX:MaxDirectMemorySize=64m",
-        "-XX:ReservedCodeCacheSize=64m",
+        "-XX:ReservedCodeCacheSize=48m",
         "-XX:-UsePerfData",
         "-XX:+ExitOnOutOfMemoryError",
         # Whether an archive fits is Java's business, and it starts without it when not: no warnings about that.
