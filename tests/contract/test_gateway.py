@@ -381,7 +381,9 @@ def test_a_stream_sends_its_messages_in_order_and_ends(kind: str) -> None:
         await gateway.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
             watch = channel.unary_stream(WATCH)
-            assert [message async for message in watch(b"3", timeout=10)] == [b"0", b"1", b"2"]
+            assert [message async for message in watch(b"50", timeout=10)] == [
+                str(number).encode() for number in range(50)
+            ]
             assert [message async for message in watch(b"0", timeout=10)] == []
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 [_ async for _ in watch(b"many", timeout=10)]

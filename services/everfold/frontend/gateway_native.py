@@ -31,6 +31,7 @@ from everfold.frontend.gateway import (
 )
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime.eager import start_now
 from everfold.runtime.handover import Handover
 from everfold.runtime.scheduling import starting_threads_that_give_way
 
@@ -45,6 +46,9 @@ _IO_THREADS: Final = 2
 _FLUSH_SECONDS: Final = 0.1
 """Between the last answer and `close`, which drops what the library's threads have not written; it offers nothing to
 wait on."""
+
+_FULL_SECONDS: Final = 0.01
+"""Between two attempts to send to a stream that is not read as fast; the library tells nobody when it has been."""
 
 _SHUTTING_DOWN: Final = "the server is shutting down"
 
@@ -74,8 +78,8 @@ class NativeGateway:
         self._streams = dict(streams or {})
         self._request_bytes_max = request_bytes_max
         self._observer = observer
-        #: call id -> (the task that answers it, is a long poll); empty once answered
-        self._calls: dict[int, tuple[asyncio.Task[None], bool]] = {}
+        #: call id -> (the task that answers it, None during its first step; is a long poll); empty once answered
+        self._calls: dict[int, tuple[asyncio.Task[None] | None, bool]] = {}
         self._stopping = False
         self._front: NativeGrpcFront | None = None
         self._receiver: threading.Thread | None = None
@@ -126,9 +130,9 @@ class NativeGateway:
             return
         self._stopping = True
         for task, long_poll in list(self._calls.values()):
-            if long_poll:
+            if long_poll and task is not None:
                 task.cancel()
-        tasks = [task for task, _ in self._calls.values()]
+        tasks = [task for task, _ in self._calls.values() if task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace)
             for task in late:
@@ -171,9 +175,9 @@ class NativeGateway:
         now = loop.time()
         for kind, call_id, method_id, payload, _, details in events:
             if kind == EVENT_CANCEL:
-                call = self._calls.pop(call_id, None)
-                if call is not None:
-                    call[0].cancel()
+                task, _ = self._calls.pop(call_id, (None, False))
+                if task is not None:
+                    task.cancel()
                 continue
             assert payload is not None
             assert details is not None
@@ -188,10 +192,13 @@ class NativeGateway:
             context = CallContext(path, metadata, peer, None if remaining is None else now + remaining)
             stream = self._streams.get(path)
             if stream is None:
-                task = loop.create_task(self._serve(call_id, context, handler, payload, now))
+                work = self._serve(call_id, context, handler, payload, now)
             else:
-                task = loop.create_task(self._serve_stream(call_id, context, stream, payload, now))
-            self._calls[call_id] = (task, long_poll or stream is not None)
+                work, long_poll = self._serve_stream(call_id, context, stream, payload, now), True
+            self._calls[call_id] = (None, long_poll)
+            task = start_now(loop, work)
+            if call_id in self._calls:
+                self._calls[call_id] = (task, long_poll)
 
     async def _serve(self, call_id: int, context: CallContext, handler: Handler, payload: bytes, began: float) -> None:
         try:
@@ -217,9 +224,8 @@ class NativeGateway:
         try:
             async with aclosing(handler(context, payload)) as messages:
                 async for message in messages:
-                    sent = front.stream_try_send(call_id, message)
-                    if sent == STREAM_FULL:
-                        raise StatusError(Code.RESOURCE_EXHAUSTED, "the client does not read its stream")
+                    while (sent := front.stream_try_send(call_id, message)) == STREAM_FULL:  # noqa: ASYNC110
+                        await asyncio.sleep(_FULL_SECONDS)
                     if sent != STREAM_SENT:
                         break
         except (asyncio.CancelledError, Exception) as error:
