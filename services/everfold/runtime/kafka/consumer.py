@@ -218,7 +218,9 @@ class LogConsumer:
         batch = self._take(self._consumer, 0)
         if not batch:
             return False
-        self._deliver(batch, self._done)
+        # Two turns later: folding takes milliseconds, and what requests of this turn have begun comes first.
+        assert self._loop is not None
+        self._loop.call_soon(self._loop.call_soon, self._deliver, batch, self._done)
         return True
 
     def _take(self, consumer: Consumer, wait_s: float) -> list[Message]:
