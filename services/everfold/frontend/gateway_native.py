@@ -173,6 +173,8 @@ class NativeGateway:
         assert front is not None
         loop = asyncio.get_running_loop()
         now = loop.time()
+        if len(events) > 1:
+            events.sort(key=self._can_wait)
         for kind, call_id, method_id, payload, _, details in events:
             if kind == EVENT_CANCEL:
                 task, _ = self._calls.pop(call_id, (None, False))
@@ -199,6 +201,12 @@ class NativeGateway:
             task = start_now(loop, work)
             if call_id in self._calls:
                 self._calls[call_id] = (task, long_poll)
+
+    def _can_wait(self, event: _Event) -> bool:
+        """Workers have few polls, and how fast those are answered bounds what a worker does; the others wait for the log.
+        A cancellation stays behind its call.
+        """
+        return event[0] == EVENT_CANCEL or not self._methods[event[2]][2]
 
     async def _serve(self, call_id: int, context: CallContext, handler: Handler, payload: bytes, began: float) -> None:
         try:
