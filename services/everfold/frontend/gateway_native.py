@@ -203,8 +203,8 @@ class NativeGateway:
                 self._calls[call_id] = (task, long_poll)
 
     def _can_wait(self, event: _Event) -> bool:
-        """Workers have few polls, and how fast those are answered bounds what a worker does; the others wait for the log.
-        A cancellation stays behind its call.
+        """Workers have few polls, and how fast those are answered bounds what a worker does; the others wait for the
+        log. A cancellation stays behind its call.
         """
         return event[0] == EVENT_CANCEL or not self._methods[event[2]][2]
 
