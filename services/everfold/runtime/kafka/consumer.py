@@ -124,6 +124,8 @@ class LogConsumer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handover: Handover | None = None
         self._consumer: Consumer | None = None
+        #: batches in the order in which they were read, each with the number of the last order before it
+        self._taken: deque[tuple[list[Message], int]] = deque()
         #: number of the last order that was carried out; set by the thread, read by whoever takes a batch
         self._done = 0
 
@@ -219,8 +221,9 @@ class LogConsumer:
         if not batch:
             return False
         # Two turns later: folding takes milliseconds, and what requests of this turn have begun comes first.
+        self._taken.append((batch, self._done))
         assert self._loop is not None
-        self._loop.call_soon(self._loop.call_soon, self._deliver, batch, self._done)
+        self._loop.call_soon(self._loop.call_soon, self._deliver_taken)
         return True
 
     def _take(self, consumer: Consumer, wait_s: float) -> list[Message]:
@@ -255,6 +258,17 @@ class LogConsumer:
                     self._loop.call_soon_threadsafe(self._report, trouble)
 
     def _deliver(self, batch: list[Message], done: int) -> None:
+        """On the loop: passes on what the thread has taken. It may have had its turn back, and been quicker than what
+        the loop took before: that goes first.
+        """
+        self._taken.append((batch, done))
+        self._deliver_taken()
+
+    def _deliver_taken(self) -> None:
+        while self._taken:
+            self._pass_on(*self._taken.popleft())
+
+    def _pass_on(self, batch: list[Message], done: int) -> None:
         """On the loop: passes a batch on, without errors and without records of earlier assignments."""
         if self._closing.is_set():
             return
