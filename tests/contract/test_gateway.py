@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import grpc
@@ -442,6 +443,32 @@ def test_the_observer_hears_of_every_call(kind: str) -> None:
 
     asyncio.run(body())
     assert heard == [(ECHO, 0), (POLL, 5)]
+
+
+def test_polls_go_before_the_other_requests_that_came_with_them() -> None:
+    """Of the native gateway alone: grpcio starts each handler by itself."""
+    served: list[bytes] = []
+
+    async def note(context: CallContext, request: bytes) -> bytes:
+        served.append(request)
+        return b""
+
+    async def body() -> None:
+        table = complete_table({ECHO: note, POLL: note})
+        gateway = open_gateway("native", "127.0.0.1", 0, table, long_polls=frozenset({POLL}))
+        await gateway.start()
+        with grpc.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+            grpc.channel_ready_future(channel).result(10)
+            first = channel.unary_unary(ECHO).future(b"first", timeout=10)
+            time.sleep(0.2)  # noqa: ASYNC251 - the loop is late, so that it looks for the rest itself
+            calls = [channel.unary_unary(ECHO).future(str(number).encode(), timeout=10) for number in range(3)]
+            calls.append(channel.unary_unary(POLL).future(b"poll", timeout=10))
+            time.sleep(0.2)  # noqa: ASYNC251
+            await asyncio.gather(*(asyncio.to_thread(call.result, 10) for call in [first, *calls]))
+        await gateway.stop(0.1)
+
+    asyncio.run(body())
+    assert served == [b"first", b"poll", b"0", b"1", b"2"]
 
 
 def test_tls_is_served_by_grpcio_whatever_was_asked_for() -> None:
