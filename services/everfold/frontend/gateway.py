@@ -8,8 +8,9 @@ native wheel is missing. They own no semantics: a call becomes a handler's corou
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from everfold.frontend.calls import CallObserver, Handler, StreamHandler
@@ -93,27 +94,21 @@ def open_gateway(
     """
     if kind not in ("native", "grpcio"):
         raise ValueError(f"expected gateway 'native' or 'grpcio', found {kind!r}")
+    make: Callable[..., Gateway]
     if kind == "native" and tls is None and native_available():
         from everfold.frontend.gateway_native import NativeGateway
 
-        return NativeGateway(
-            host,
-            port,
-            handlers,
-            streams=streams,
-            long_polls=long_polls,
-            request_bytes_max=request_bytes_max,
-            observer=observer,
-        )
-    from everfold.frontend.gateway_grpcio import GrpcioGateway
+        make = NativeGateway
+    else:
+        from everfold.frontend.gateway_grpcio import GrpcioGateway
 
-    return GrpcioGateway(
+        make = partial(GrpcioGateway, tls=tls)
+    return make(
         host,
         port,
         handlers,
         streams=streams,
         long_polls=long_polls,
         request_bytes_max=request_bytes_max,
-        tls=tls,
         observer=observer,
     )
