@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from confluent_kafka import Producer
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history import owner
+from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.step import TaskOffer
 from everfold.history.machine_reads import MachineReads
 from everfold.history.namespaces import RegistryNamespaces
 from everfold.history.owner import HistoryConfig, HistoryServer
 from everfold.history.store import shard_directory, wipe_store
-from everfold.kernel.errors import StatusError
+from everfold.kernel.errors import StatusError, UnknownFeatureLevel
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.ids import record_key
 from everfold.runtime.kafka import KafkaSettings
 from everfold.runtime.namespaces import STATE_DELETED, InMemoryNamespaces, Namespace, NamespaceRegistry
@@ -48,10 +51,14 @@ DEFAULT = Namespace(NAMESPACE_ID, NAMESPACE, retention_ns=86_400_000_000_000)
 
 
 def make(
-    kafka: KafkaSettings, data_dir: Path, name: str = "one", registry: NamespaceRegistry | None = None
+    kafka: KafkaSettings,
+    data_dir: Path,
+    name: str = "one",
+    registry: NamespaceRegistry | None = None,
+    feature_level: int = 0,
 ) -> HistoryServer:
     registry = registry or InMemoryNamespaces(DEFAULT)
-    config = HistoryConfig("cluster-1", SHARDS, data_dir / name, name)
+    config = HistoryConfig("cluster-1", SHARDS, data_dir / name, name, feature_level)
     return HistoryServer(kafka, config, RegistryNamespaces(registry), MachineReads(), NoMatching())
 
 
@@ -142,6 +149,35 @@ def test_a_namespace_deleted_elsewhere_takes_its_workflows_along(
         await until(lambda: open_runs() == 0)
         await until(lambda: all(fold.next_timer() is None for fold in folds))
         await server.stop()
+
+    asyncio.run(main())
+
+
+def test_a_build_that_is_too_old_for_the_log_ends_and_leaves_the_shards_to_a_newer_one(
+    kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply_topics(kafka, ClusterShape(SHARDS, 2, 1, single_broker=True))
+    level = FEATURE_LEVEL + 1
+
+    async def main() -> None:
+        newer = make(kafka, tmp_path, "newer", feature_level=level)
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, "ShardFold", partial(ShardFold, feature_level_known=level))
+            await newer.start()
+            await until(lambda: newer.serving == [0, 1])
+            ends: list[BaseException] = []
+            old = make(kafka, tmp_path, "old")
+            old.on_fatal = ends.append
+            patched.setattr(owner, "ShardFold", ShardFold)
+            await old.start()
+            await until(lambda: ends)
+            assert isinstance(ends[0], UnknownFeatureLevel)
+            assert f"is at feature level {level}, this build knows {FEATURE_LEVEL}" in str(ends[0])
+            patched.setattr(owner, "ShardFold", partial(ShardFold, feature_level_known=level))
+            await old.stop()
+            await until(lambda: newer.serving == [0, 1])
+            await execute([newer], "START_WORKFLOW", "w", start("w", "r"))
+            await newer.stop()
 
     asyncio.run(main())
 

@@ -10,7 +10,8 @@ from everfold.history.machine.step import Reply
 from everfold.history.ports import ShellLimits
 from everfold.history.shard import HashMismatch
 from everfold.history.taking import Phase, WrongCluster
-from everfold.kernel.errors import Code, LogGap, LogTruncated, StatusError
+from everfold.kernel.errors import Code, LogGap, LogTruncated, StatusError, UnknownFeatureLevel
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import HISTORY, SHARD_LOG, VISIBILITY, WORKFLOW_TASKS
@@ -89,6 +90,29 @@ def test_settings_that_differ_go_into_the_log_once(world: World) -> None:
     third = Owner(world, store=second.store).take()
     assert world.kinds().count("SETTINGS_CHANGED") == 2
     assert third.fold.meta.limits["limit.historyCount.error"] == 51_200
+
+
+def test_a_feature_level_that_is_wanted_goes_into_the_log_once_and_builds_that_do_not_know_it_give_the_shard_up(
+    world: World,
+) -> None:
+    old = Owner(world).take()
+    newer = FEATURE_LEVEL + 1
+    beside = Owner(world, feature_level_known=newer).take()
+    assert world.kinds().count("FEATURE_LEVEL_RAISED") == 0
+    started(world, beside)
+    assert old.fold.meta.state_hash == beside.fold.meta.state_hash
+    raising = Owner(world, feature_level_known=newer, feature_level=newer).take()
+    assert world.kinds()[-2:] == ["SHARD_TAKEN", "FEATURE_LEVEL_RAISED"]
+    assert raising.fold.meta.feature_level == newer
+    assert isinstance(old.lost, UnknownFeatureLevel)
+    assert not old.wipe
+    assert beside.lost is None
+    raising.crash()
+    for wanted in (newer, FEATURE_LEVEL, 0):
+        again = Owner(world, store=raising.store, feature_level_known=newer, feature_level=wanted).take()
+        assert again.fold.meta.feature_level == newer
+        again.crash()
+    assert world.kinds().count("FEATURE_LEVEL_RAISED") == 1
 
 
 def test_no_output_leaves_before_the_end_of_the_log_as_read_after_taking_it(world: World) -> None:

@@ -16,6 +16,7 @@ from everfold.history.machine.step import TaskOffer
 from everfold.history.ports import Delivered, Headers, Identity, NoMetrics, ProducerFull, ShellGuards, ShellLimits
 from everfold.history.proposals import Verdict
 from everfold.history.shard import Shard
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import COMMANDS, SHARD_LOG
@@ -312,6 +313,8 @@ class Owner:
     store: DictStore = field(default_factory=DictStore)
     namespaces: Namespaces = field(default_factory=Namespaces)
     settings: dict[str, int] = field(default_factory=dict)
+    feature_level: int = 0
+    feature_level_known: int = FEATURE_LEVEL
     limits: ShellLimits = field(default_factory=ShellLimits)
     guards: ShellGuards = field(default_factory=ShellGuards)
     batch: int = 100
@@ -325,8 +328,8 @@ class Owner:
     def take(self, *, wait: bool = True) -> Owner:
         world = self.world
         self.ports = Ports(world)
-        self.fold = ShardFold(self.shard_number, self.store, 1 << 20)
-        identity = Identity(CLUSTER, self.shard_count, 1, _instances.getrandbits(62), "test")
+        self.fold = ShardFold(self.shard_number, self.store, 1 << 20, feature_level_known=self.feature_level_known)
+        identity = Identity(CLUSTER, self.shard_count, self.feature_level, _instances.getrandbits(62), "test")
         self.shard = Shard(
             self.shard_number,
             self.fold,

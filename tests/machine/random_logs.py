@@ -48,6 +48,7 @@ from everfold.history.machine import reads
 from everfold.history.machine.shard_fold import LogRecord, ShardFold
 from everfold.history.machine.step import RunKey, Step, TaskOffer
 from everfold.kernel.errors import StatusError
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.ids import shard_of
 from everfold.kernel.time import MILLISECOND_NS
 
@@ -557,6 +558,9 @@ class Player(ShardDriver):
         if numbers.one_in(2):
             self.append("SHARD_TAKEN", {"owner": "somebody"})
         self.append("OFFER_TASKS_AGAIN", {})
+
+    def op_feature_level(self, numbers: Numbers) -> None:
+        self.append("FEATURE_LEVEL_RAISED", {"feature_level": numbers.of((0, FEATURE_LEVEL))})
 
     def op_release(self, numbers: Numbers) -> None:
         self.append("RELEASE_WORKFLOW", {}, workflow_id=numbers.of(WORKFLOWS))

@@ -22,6 +22,7 @@ from everfold.history.machine import reads
 from everfold.history.machine.shard_fold import LogRecord, ShardFold
 from everfold.history.machine.state import decode_run, encode_run
 from everfold.history.machine.step import Guards, Reply, Step, TaskOffer
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import DAY_NS, MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
 
@@ -79,7 +80,9 @@ class ShardDriver:
         self.steps: list[Step] = []
         self.messages: list[bytes] = []
         self._requests = 0
-        self.append("GENESIS", {"cluster_id": "test", "shard": 0, "shard_count": shard_count, "feature_level": 1})
+        self.append(
+            "GENESIS", {"cluster_id": "test", "shard": 0, "shard_count": shard_count, "feature_level": FEATURE_LEVEL}
+        )
         if settings:
             self.append("SETTINGS_CHANGED", {"settings": settings})
         self.know_namespace({"CustomKeyword": "Keyword"})

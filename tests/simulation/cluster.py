@@ -10,6 +10,7 @@ from typing import Any
 from everfold.history.machine.step import Guards
 from everfold.history.ports import ShellGuards, ShellLimits
 from everfold.kernel.errors import Code, ShardLost, StatusError
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import DAY_NS, MILLISECOND_NS, SECOND_NS
 from everfold.runtime.rpc import ConnectionLost, NotOwner
 from everfold.schemas import codec
@@ -17,7 +18,7 @@ from simulation.broker import Broker, ProducerFaults
 from simulation.clock import VirtualLoop
 from simulation.process import Host, Process
 from simulation.store import DiskTrouble
-from simulation.watch import Watch
+from simulation.watch import NEWER_FEATURE_LEVEL, Watch
 
 NAMESPACE = "default"
 NAMESPACE_ID = "5d9c1a06-0000-4000-8000-000000000001"
@@ -40,6 +41,7 @@ class Shape:
     """What is fixed for a run."""
 
     hosts: int = 3
+    newer_hosts: int = 0
     shard_count: int = 2
     task_partitions: int = 2
     fetch_batch: int = 50
@@ -73,7 +75,16 @@ class Cluster:
         self.namespaces: dict[str, tuple[int, bytes]] = {}
         self.watch = Watch(self, shape.guards)
         self.add_namespace(NAMESPACE_ID, NAMESPACE)
-        self.hosts = [Host(f"h{number}", random.randrange(-400, 400) * MILLISECOND_NS) for number in range(shape.hosts)]
+        self.hosts = [
+            Host(
+                f"h{number}",
+                random.randrange(-400, 400) * MILLISECOND_NS,
+                NEWER_FEATURE_LEVEL if number < shape.newer_hosts else FEATURE_LEVEL,
+            )
+            for number in range(shape.hosts)
+        ]
+        #: what an operator has asked processes to raise shards to, as far as they know it
+        self.feature_level_wanted = 0
         self._number = 0
         #: (role, partition) -> the process that the group gave it to
         self.owners: dict[tuple[str, int], Process] = {}

@@ -25,6 +25,7 @@ from simulation.cluster import NAMESPACE_ID, Faults
 from simulation.process import Host, Process
 from simulation.program import payloads
 from simulation.store import SimStore
+from simulation.watch import NEWER_FEATURE_LEVEL
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -69,6 +70,8 @@ class Nemesis:
             self._close_topic,
             self._change_leader,
             self._new_namespace_version,
+            self._upgrade,
+            self._raise_feature_level,
             self._foreign_transaction,
             self._new_worker_instead,
             self._promote,
@@ -126,6 +129,8 @@ class Nemesis:
             worker.mischief = 0.0
         for partition in range(cluster.shard_count):
             cluster.broker.end_transaction((COMMANDS.name, partition), commit=self._random.random() < 0.5)
+        if cluster.feature_level_wanted:
+            self._finish_upgrade()
         for process in list(cluster.processes):
             process.effects_left = None
             process.thaw()
@@ -163,6 +168,30 @@ class Nemesis:
         if process is not None:
             process.stop()
             self._boot_later(process.host)
+
+    async def _upgrade(self) -> None:
+        """A host gets the newer build, while others run the old one."""
+        old = [host for host in self._cluster.hosts if host.feature_level < NEWER_FEATURE_LEVEL]
+        if old:
+            self._install(self._random.choice(old))
+
+    async def _raise_feature_level(self) -> None:
+        """An operator has newer processes raise the shards that they take, whether old ones still run or not."""
+        if any(host.feature_level == NEWER_FEATURE_LEVEL for host in self._cluster.hosts):
+            self._cluster.note("the feature level is to be raised")
+            self._cluster.feature_level_wanted = NEWER_FEATURE_LEVEL
+
+    def _finish_upgrade(self) -> None:
+        for host in self._cluster.hosts:
+            if host.feature_level < NEWER_FEATURE_LEVEL:
+                self._install(host)
+
+    def _install(self, host: Host) -> None:
+        self._cluster.note(f"{host.name} gets the newer build")
+        host.feature_level = NEWER_FEATURE_LEVEL
+        if host.process is not None:
+            host.process.stop()
+            self._boot_later(host)
 
     def _boot_later(self, host: Host) -> None:
         if self._random.random() < 0.15:
@@ -244,7 +273,9 @@ class Nemesis:
         if host.process is None or host.process.frozen or shard in host.process.tenures:
             return
         store = SimStore()
-        fold = cluster.watch.fold(shard, store, 1 << 18, f"a follower on {host.name}")
+        fold = cluster.watch.fold(
+            shard, store, 1 << 18, f"a follower on {host.name}", feature_level=host.process.feature_level
+        )
         records = cluster.broker.logs[SHARD_LOG.name, shard].records
         try:
             for record in records[: self._random.randint(0, len(records))]:

@@ -17,14 +17,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from everfold.history.ingress import CommandRecord, Ingress
-from everfold.history.machine.shard_fold import FEATURE_LEVEL, LogRecord
+from everfold.history.machine.shard_fold import LogRecord
 from everfold.history.machine.step import TaskOffer
 from everfold.history.machine_reads import MachineReads
 from everfold.history.ports import Delivered, Headers, Identity
 from everfold.history.service import HeldShard, HistoryService
 from everfold.history.shard import Shard
 from everfold.history.skew import ClockSkew
-from everfold.kernel.errors import LogTruncated
+from everfold.kernel.errors import LogTruncated, UnknownFeatureLevel
 from everfold.kernel.time import MILLISECOND_NS
 from everfold.matching.held import HeldPartition
 from everfold.matching.machine.task import ACTIVITY, WORKFLOW
@@ -49,11 +49,16 @@ class Crashed(BaseException):
 
 
 class Host:
-    """A machine: a disk and a clock, and the process that runs on it, if one does."""
+    """A machine: a disk and a clock, and the process that runs on it, if one does.
 
-    def __init__(self, name: str, clock_skew_ns: int) -> None:
+    Attributes:
+        feature_level: the newest that the build installed there knows.
+    """
+
+    def __init__(self, name: str, clock_skew_ns: int, feature_level: int) -> None:
         self.name = name
         self.clock_skew_ns = clock_skew_ns
+        self.feature_level = feature_level
         self.stores: dict[int, SimStore] = {}
         self.process: Process | None = None
 
@@ -66,6 +71,7 @@ class Process:
         self.host = host
         self.loop = cluster.loop
         self.random = cluster.random
+        self.feature_level = host.feature_level
         self.alive = True
         self.frozen = False
         self.name = f"{host.name}.{cluster.next_number()}"
@@ -145,6 +151,18 @@ class Process:
         self._gone()
         for store in self.host.stores.values():
             store.flush()
+
+    def outdated(self) -> None:
+        """Its build is too old for a log. It ends, as the real one does; whoever keeps it running starts it again."""
+        if not self.alive:
+            return
+        self.stop()
+
+        def boot() -> None:
+            if self.host.process is None:
+                self.cluster.boot(self.host)
+
+        self.loop.after(self.random.randrange(500, 5000) * MILLISECOND_NS, boot)
 
     def _gone(self) -> None:
         self.producer.die()
@@ -325,12 +343,15 @@ class Tenure:
             process.host.stores.pop(number, None)
         store = process.host.stores.setdefault(number, SimStore())
         try:
-            fold = cluster.watch.fold(number, store, cluster.run_cache_bytes, process.name)
+            fold = cluster.watch.fold(
+                number, store, cluster.run_cache_bytes, process.name, feature_level=process.feature_level
+            )
         except DiskTrouble:
             self.begin()
             return
+        wanted = min(cluster.feature_level_wanted, process.feature_level)
         identity = Identity(
-            cluster.cluster_id, cluster.shard_count, FEATURE_LEVEL, cluster.random.getrandbits(62) + 1, process.name
+            cluster.cluster_id, cluster.shard_count, wanted, cluster.random.getrandbits(62) + 1, process.name
         )
         ports = Ports(process, self)
         shard = Shard(
@@ -401,7 +422,9 @@ class Tenure:
         self._cluster.watch.shard_lost(self.number, reason, wipe)
         self._wipe = self._wipe or wipe
         self._release()
-        if not self._over:
+        if isinstance(reason, UnknownFeatureLevel):
+            self._process.loop.after(0, self._process.run, self._process.outdated)
+        elif not self._over:
             delay = self._process.random.randrange(100, 2000) * MILLISECOND_NS
             self._process.loop.after(delay, self._process.run, self._take)
 

@@ -69,6 +69,7 @@ def run(
     loop = VirtualLoop()
     shape = Shape(
         hosts=random.choice((2, 3)),
+        newer_hosts=random.choice((0, 0, 1, 2)),
         shard_count=random.choice((1, 2, 2)),
         task_partitions=random.choice((1, 2)),
         fetch_batch=random.choice((1, 5, 50)),

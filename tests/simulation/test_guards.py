@@ -30,6 +30,7 @@ pytestmark = [
         "shard_clock",
         "read_barrier",
         "epoch_check",
+        "feature_level",
     ],
 )
 def test_a_missing_guard_is_noticed(guard: str) -> None:

@@ -35,4 +35,5 @@ def test_the_laws_hold_under_every_seed() -> None:
     assert not failures, "\n".join(result.report() for result in failures)
     # A series in which nothing went wrong would prove nothing.
     assert counts["lost:LogTruncated"]
+    assert counts["lost:UnknownFeatureLevel"]
     assert counts["folded"] > 2 * counts["records"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from everfold.history.machine.context import StepContext
 from everfold.history.machine.rows import RowStore
 from everfold.history.machine.shard_fold import LogRecord, ShardFold
 from everfold.history.machine.step import Guards, Step
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import SHARD_LOG
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 CLOCK_LEAD_MAX_NS = SECOND_NS + 400 * MILLISECOND_NS + 2 * MILLISECOND_NS
 """How far a shard's clock may be ahead of true time: a proposer's clock (at most 400 ms ahead here) and a second."""
+
+
+NEWER_FEATURE_LEVEL = FEATURE_LEVEL + 1
+"""Of a build that there will be: it knows all of today's rules, and one more of its own."""
+
+_NEWER_RULE_ROW = b"\xff\xff~newer rule"
 
 
 class Violation(AssertionError):
@@ -43,9 +51,13 @@ class Watch:
         self.counts: Counter[str] = Counter()
         cluster.broker.on_lost_tail.append(self._lost_tail)
 
-    def fold(self, shard: int, store: RowStore, cache_bytes: int, owner: str) -> WatchedFold:
+    def fold(
+        self, shard: int, store: RowStore, cache_bytes: int, owner: str, *, feature_level: int = NEWER_FEATURE_LEVEL
+    ) -> WatchedFold:
         """A fold whose every step is compared."""
-        return WatchedFold(self, owner, shard, store, cache_bytes, guards=self._guards)
+        return WatchedFold(
+            self, owner, shard, store, cache_bytes, guards=self._guards, feature_level_known=feature_level
+        )
 
     def problem(self, text: str, cause: BaseException | None = None) -> None:
         """A law was broken, or something happened that must not."""
@@ -60,7 +72,8 @@ class Watch:
         self.counts[f"lost:{name}"] += 1
         of_disk = name in ("DiskTrouble", "StoreFailed")
         of_kafka = name in ("LogTruncated", "HashMismatch") and number in self.cut_shards
-        if not of_disk and not of_kafka:
+        of_age = name == "UnknownFeatureLevel" and self._cluster.feature_level_wanted == NEWER_FEATURE_LEVEL
+        if not of_disk and not of_kafka and not of_age:
             self.problem(f"shard {number} was given up without need: {reason!r}", reason)
 
     def folded(self, fold: WatchedFold, record: LogRecord, step: Step, clock_before: int) -> None:
@@ -98,11 +111,26 @@ class WatchedFold(ShardFold):
     """The machine's fold; tells the watch of each step."""
 
     def __init__(
-        self, watch: Watch, owner: str, shard: int, rows: RowStore, run_cache_bytes: int, *, guards: Guards
+        self,
+        watch: Watch,
+        owner: str,
+        shard: int,
+        rows: RowStore,
+        run_cache_bytes: int,
+        *,
+        guards: Guards,
+        feature_level_known: int,
     ) -> None:
-        super().__init__(shard, rows, run_cache_bytes, guards=guards)
+        super().__init__(shard, rows, run_cache_bytes, guards=guards, feature_level_known=feature_level_known)
         self.owner = owner
         self._watch = watch
+
+    def _do(self, ctx: StepContext, body: dict[str, Any], record: LogRecord) -> None:
+        super()._do(ctx, body, record)
+        if self.feature_level_known >= NEWER_FEATURE_LEVEL <= self.meta.feature_level:
+            # The newer build's rule: it keeps the offset of the latest record in a row.
+            self.rows.put(_NEWER_RULE_ROW, str(record.offset).encode())
+            self.rows.commit_step()
 
     def fold(self, record: LogRecord) -> Step:
         before = self.meta.clock_ns

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from temporalio.api.common.v1 import message_pb2 as common_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.taskqueue.v1 import message_pb2 as taskqueue_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -233,19 +234,12 @@ class Worker:
         request.return_new_workflow_task = self._random.random() < 0.5
         if not commands and not messages and self._chance():
             request.force_create_new_workflow_task = True
-        message = request.SerializeToString()
-        answer = self._calls.repeated("COMPLETE_WORKFLOW_TASK", run.workflow_id, run.run_id, message)
-        if self._chance(0.5):
-            # A copy of the answer goes another way.
-            other = self._cluster.loop.create_task(
-                self._calls.execute("COMPLETE_WORKFLOW_TASK", run.workflow_id, run.run_id, message)
-            )
-            try:
-                data = await answer
-            finally:
-                await asyncio.gather(other, return_exceptions=True)
-        else:
-            data = await answer
+        try:
+            data = await self._complete(run, request.SerializeToString())
+        except StatusError:
+            # As an SDK does: what it made of a task that was not its own is no part of the history.
+            self._cache.pop(run.run_id, None)
+            raise
         response = ws.RespondWorkflowTaskCompletedResponse.FromString(data)
         if not response.reset_history_event_id:
             self._ledger.workflow_task_completed(run.workflow_id, run.run_id, events)
@@ -255,6 +249,19 @@ class Worker:
             self._spawn(self._do(self._activity(activity)))
         if response.HasField("workflow_task") and response.workflow_task.task_token:
             await self._workflow_task(response.workflow_task)
+
+    async def _complete(self, run: common_pb2.WorkflowExecution, message: bytes) -> bytes:
+        answer = self._calls.repeated("COMPLETE_WORKFLOW_TASK", run.workflow_id, run.run_id, message)
+        if not self._chance(0.5):
+            return await answer
+        # A copy of the answer goes another way.
+        other = self._cluster.loop.create_task(
+            self._calls.execute("COMPLETE_WORKFLOW_TASK", run.workflow_id, run.run_id, message)
+        )
+        try:
+            return await answer
+        finally:
+            await asyncio.gather(other, return_exceptions=True)
 
     async def _history_of(self, task: ws.PollWorkflowTaskQueueResponse) -> list[history_pb2.HistoryEvent]:
         run = task.workflow_execution

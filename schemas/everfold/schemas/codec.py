@@ -37,6 +37,7 @@ _BODY: Final = {
     "RETURN_TASK": "ReturnTask",
     "CROSS_RUN": "CrossRun",
     "OFFER_TASKS_AGAIN": "Empty",
+    "FEATURE_LEVEL_RAISED": "FeatureLevelRaised",
 }
 
 

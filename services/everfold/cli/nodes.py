@@ -254,6 +254,7 @@ class Node:
                     shard_count=shape.shards,
                     data_dir=self._data.history,
                     owner=topic.membership.me.member_id,
+                    feature_level=settings.history.feature_level,
                     settings={**self._limits.folded, "matching.partitions": shape.task_partitions},
                     run_cache_bytes=settings.history.run_cache_bytes,
                     run_cache_runs=settings.history.run_cache_runs,

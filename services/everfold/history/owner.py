@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from everfold.history.ingress import CommandRecord, Ingress
-from everfold.history.machine.shard_fold import FEATURE_LEVEL, LogRecord, ShardFold
+from everfold.history.machine.shard_fold import LogRecord, ShardFold
 from everfold.history.machine.step import TaskOffer
 from everfold.history.ports import Identity, Matching, Metrics, Namespaces, NoMetrics, ShellLimits
 from everfold.history.ports_kafka import Flow, KafkaPorts
@@ -40,7 +40,7 @@ from everfold.history.store import (
     open_store,
     wipe_store,
 )
-from everfold.kernel.errors import LogTruncated
+from everfold.kernel.errors import LogTruncated, UnknownFeatureLevel
 from everfold.kernel.time import SECOND_NS
 from everfold.runtime.clock import Clock, SystemClock
 from everfold.runtime.kafka import (
@@ -92,6 +92,7 @@ class HistoryConfig:
         shard_count: partitions of `shard-log`, fixed when the cluster was made.
         data_dir: stores live here, one directory per shard.
         owner: for people, in ShardTaken.
+        feature_level: to raise shards to; 0 leaves them as they are.
         settings: settings that change outcomes, by the fold's names (`kernel.limits`); others have their defaults.
         run_cache_bytes: decoded runs in memory, over all shards.
         run_cache_runs: the same as a number of runs; 0 leaves it to the bytes.
@@ -109,6 +110,7 @@ class HistoryConfig:
     shard_count: int
     data_dir: Path
     owner: str
+    feature_level: int = 0
     settings: Mapping[str, int] = field(default_factory=dict)
     run_cache_bytes: int = 128 * 1024 * 1024
     run_cache_runs: int = 0
@@ -128,7 +130,7 @@ class HistoryServer:
     Args:
         matching: for the direct hand-off and queries.
         membership: told which shards serve here.
-        on_fatal: called when the process must not go on: a store that it may not open.
+        on_fatal: called when the process must not go on: a store that it may not open, a log of a newer version.
     """
 
     def __init__(
@@ -405,7 +407,7 @@ class _Tenure:
             try:
                 await self._take()
                 await self._given_up.wait()
-            except StoreRefused as refused:
+            except (StoreRefused, UnknownFeatureLevel) as refused:
                 self._server.on_fatal(refused)
                 return
             except StoreCorrupt as corrupt:
@@ -440,7 +442,7 @@ class _Tenure:
         fold = ShardFold(self.number, self._store, cache_bytes)
         fold.cache.runs_max = cache_runs
         instance = random.SystemRandom().getrandbits(62) + 1
-        identity = Identity(config.cluster_id, config.shard_count, FEATURE_LEVEL, instance, config.owner)
+        identity = Identity(config.cluster_id, config.shard_count, config.feature_level, instance, config.owner)
         shard = Shard(
             self.number,
             fold,
@@ -539,6 +541,9 @@ class _Tenure:
         """See `ShardListener`."""
         self._wipe = self._wipe or wipe
         self._given_up.set()
+        if isinstance(reason, UnknownFeatureLevel):
+            # Only a newer build can do better, and it gets the shard when this process is gone.
+            self._server.on_fatal(reason)
 
     def on_offers(self, offers: list[TaskOffer]) -> None:
         """See `ShardListener`."""

@@ -218,6 +218,8 @@ class Identity(NamedTuple):
     """Who owns the shard, and in which cluster.
 
     Attributes:
+        feature_level: what the shard is raised to if it is lower; 0 leaves a log as it is, and begins a new one at the
+            newest that this build knows.
         instance: proposer instance, unique to this taking of the shard (a random 63-bit number in a server).
         owner: for people, e.g. host:port.
     """

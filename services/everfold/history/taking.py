@@ -6,6 +6,7 @@ Phases, in this order (architecture, law 5):
     CATCHING_UP  folds up to that end; effects are dropped: their first owner had them, or the store still has them
     GENESIS      the log has none, it is empty as a rule: Genesis is appended and folded
     TAKING       ShardTaken is appended and folded: it carries the shard's clock over the time in which nobody ran
+    RAISING      the operator wants a higher feature level: FeatureLevelRaised is appended and folded
     SETTING      settings differ from those in the log: SettingsChanged is appended and folded
     SERVING      outputs, hand-offs, timers, ingress, RPCs
     CLOSED       given up, by whoever asked or for trouble; everybody who waited has been answered
@@ -22,6 +23,7 @@ import structlog
 from everfold.history.ports import Cancellable, Identity, ShardPorts
 from everfold.history.proposals import OnVerdict, Verdict
 from everfold.kernel.errors import LogTruncated, ShardLost, StatusError
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.limits import DEFAULTS
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas.topics import SHARD_LOG
@@ -45,6 +47,7 @@ class Phase(Enum):
     CATCHING_UP = "catching up"
     GENESIS = "genesis"
     TAKING = "taking"
+    RAISING = "raising"
     SETTING = "setting"
     SERVING = "serving"
     CLOSED = "closed"
@@ -162,11 +165,17 @@ class Taking:
                 "cluster_id": me.cluster_id,
                 "shard": self._shard,
                 "shard_count": me.shard_count,
-                "feature_level": me.feature_level,
+                "feature_level": me.feature_level or FEATURE_LEVEL,
             }
             self._append_step("GENESIS", genesis, phase, lambda: None)  # its fold advances
         elif phase is Phase.TAKING:
-            self._append_step("SHARD_TAKEN", {"owner": me.owner}, phase, lambda: self._enter(Phase.SETTING))
+            self._append_step("SHARD_TAKEN", {"owner": me.owner}, phase, lambda: self._enter(Phase.RAISING))
+        elif phase is Phase.RAISING:
+            if me.feature_level <= self._fold.meta.feature_level:
+                self._enter(Phase.SETTING)
+            else:
+                raised = {"feature_level": me.feature_level}
+                self._append_step("FEATURE_LEVEL_RAISED", raised, phase, lambda: self._enter(Phase.SETTING))
         elif phase is Phase.SETTING:
             # The record replaces what the shard knew: a setting that it does not name has its default again.
             wanted = {n: v for n, v in self._settings.items() if n in DEFAULTS and v != DEFAULTS[n]}

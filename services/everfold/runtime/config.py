@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.runtime.dynamic import Parsed
 from everfold.runtime.dynamic import parse as parse_dynamic
 from everfold.runtime.settings import Option, Resolved, SettingError, build, options_of, resolve, setting
@@ -117,6 +118,14 @@ class HistorySettings:
         flag="--shards",
         minimum=0,
         maximum=4096,
+    )
+    feature_level: int = setting(
+        0,
+        "Raise the shards' logs to this feature level, when no process of an older version runs any more: those stop "
+        "at it, and it never goes back. 0: as the logs are, and the newest for new ones.",
+        flag="--feature-level",
+        minimum=0,
+        maximum=FEATURE_LEVEL,
     )
     run_cache_bytes: int = setting(
         128 * MIB, "Memory for the runs kept decoded, least recently used first out.", unit="bytes", minimum=MIB

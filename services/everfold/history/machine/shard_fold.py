@@ -55,14 +55,12 @@ from everfold.kernel.errors import (
     UndecodableRecord,
     UnknownFeatureLevel,
 )
+from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.ids import SLOTS, Origin, slot_of
 from everfold.kernel.limits import DEFAULTS, Limits
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import COMMANDS_REJECTED
-
-FEATURE_LEVEL: Final = 1
-"""The newest behaviour that this build knows. A log raised above it is left alone."""
 
 CLOCK_LEAD_MAX_NS: Final = SECOND_NS
 """How far a proposer's clock may stay behind the broker's stamp before the stamp is not believed."""
@@ -93,7 +91,15 @@ Record = dict[str, Any]
 class ShardFold:
     """The fold of one shard."""
 
-    def __init__(self, shard: int, rows: RowStore, run_cache_bytes: int, *, guards: Guards | None = None) -> None:
+    def __init__(
+        self,
+        shard: int,
+        rows: RowStore,
+        run_cache_bytes: int,
+        *,
+        guards: Guards | None = None,
+        feature_level_known: int = FEATURE_LEVEL,
+    ) -> None:
         """Reads the meta row of the store.
 
         Args:
@@ -101,9 +107,15 @@ class ShardFold:
             rows: the durable rows.
             run_cache_bytes: bound of the decoded runs kept in memory.
             guards: checks to switch off, for the simulator.
+            feature_level_known: the newest rules that this fold knows.
+
+        Raises:
+            UnknownFeatureLevel: the store was written by newer rules.
         """
         self.guards = guards or Guards()
+        self.feature_level_known = feature_level_known
         self.meta = ShardMeta.decode(shard, rows.get(keys.META))
+        self._check_feature_level(self.meta.feature_level)
         self.rows = Rows(rows, self.meta.state_hash)
         self.cache = RunCache(run_cache_bytes)
         self._namespaces: dict[str, NamespaceInfo] = {}
@@ -351,11 +363,7 @@ class ShardFold:
         if meta.cluster_id:
             ctx.step.ignored = True
             return
-        if genesis["feature_level"] > FEATURE_LEVEL:
-            raise UnknownFeatureLevel(
-                f"shard {meta.shard} is at feature level {genesis['feature_level']}, this build knows {FEATURE_LEVEL}; "
-                "run the newer version"
-            )
+        self._check_feature_level(genesis["feature_level"])
         meta.cluster_id = genesis["cluster_id"]
         meta.shard_count = genesis["shard_count"]
         meta.feature_level = genesis["feature_level"]
@@ -363,6 +371,19 @@ class ShardFold:
         for key, value in list(self.rows.scan(keys.EARLY, keys.EARLY_END)):
             ctx.rows.delete(key)
             self._settle_late(ctx, value)
+
+    def _feature_level_raised(self, ctx: StepContext, body: Record) -> None:
+        level = body["body"]["feature_level"]
+        self._check_feature_level(level)
+        ctx.step.ignored = level <= self.meta.feature_level
+        self.meta.feature_level = max(self.meta.feature_level, level)
+
+    def _check_feature_level(self, level: int) -> None:
+        if self.guards.feature_level and level > self.feature_level_known:
+            raise UnknownFeatureLevel(
+                f"shard {self.meta.shard} is at feature level {level}, this build knows {self.feature_level_known}; "
+                "run the newer version of Everfold"
+            )
 
     def _too_early(self, ctx: StepContext, kind: str, record: LogRecord) -> None:
         """Before Genesis nothing can be decided. A message of another shard, whose owner was quicker, waits for it;
@@ -616,6 +637,7 @@ _ENGINE: Final[dict[str, Engine]] = {
     "RELEASE_WORKFLOW": ShardFold._release,
     "REPUBLISH_VISIBILITY": ShardFold._republish,
     "OFFER_TASKS_AGAIN": ShardFold._offer_tasks_again,
+    "FEATURE_LEVEL_RAISED": ShardFold._feature_level_raised,
 }
 
 

@@ -166,3 +166,4 @@ class Guards:
     task_start: bool = True
     task_leftover: bool = True
     offer_again: bool = True
+    feature_level: bool = True
