@@ -115,6 +115,22 @@ def test_a_rejected_update_leaves_no_trace(shard: ShardDriver) -> None:
     assert shard.poll().messages
 
 
+def test_a_first_task_that_leaves_no_trace_is_answered_so_that_the_worker_forgets_the_run(shard: ShardDriver) -> None:
+    shard.start(workflow_start_delay=duration(3600))
+    shard.request("UPDATE_WORKFLOW", update_request("u"), workflow_id="w")
+    task = shard.poll()
+    shard.request("UPDATE_WORKFLOW", update_request("v"), workflow_id="w")
+    with pytest.raises(StatusError) as forgotten:
+        shard.complete(task, messages=[rejection("u")], return_new_workflow_task=True, **sticky())
+    assert forgotten.value.code == Code.NOT_FOUND
+    assert [(item.update_id, item.stage) for item in news(shard)][-1] == ("u", "rejected")
+    assert shard.history() == "1 WorkflowStarted"
+    shard.signal()
+    again = shard.poll()
+    assert [event.event_id for event in again.history.events] == [1, 2, 3, 4]
+    assert [m.id for m in again.messages] == ["v/request"]
+
+
 @pytest.mark.parametrize("close", [continue_as_new, complete_workflow])
 def test_a_task_may_reject_an_update_and_close_the_run(
     shard: ShardDriver, close: Callable[[], command_pb2.Command]

@@ -213,8 +213,14 @@ def _leaves_no_trace(
 
 
 def _discard(turn: Turn, request: ws.RespondWorkflowTaskCompletedRequest) -> Reply:
-    """Ends a speculative task without events; the worker is told to roll its cache back."""
+    """Ends a speculative task without events; the worker is told to roll its cache back.
+
+    Not to the beginning, as 0 is no event. A real server says 0 all the same, and SDKs then take the events that come
+    to stand where those of the first task stood for known: signals among them never reach the workflow's code. Here
+    the completion of a first task is answered NOT_FOUND, at which SDKs forget what they have cached.
+    """
     run = turn.run
+    first = run.last_completed_started_id == 0
     turn.ctx.step.workflow_tasks_ended.append((RunKey(run.namespace_id, run.workflow_id, run.run_id), True))
     for message in request.messages:
         handle_message(turn, message)
@@ -222,11 +228,13 @@ def _discard(turn: Turn, request: ws.RespondWorkflowTaskCompletedRequest) -> Rep
     run.workflow_task = None
     inline = False
     if has_admitted(run):
-        inline = request.return_new_workflow_task
+        inline = request.return_new_workflow_task and not first
         schedule_speculative_task(turn)
         if inline:
             begin_task(turn, INLINE_REQUEST_ID, request.identity)
     turn.finish()
+    if first:
+        return Reply(error=workflow_task_not_found())
     reply = responses.task_completed(turn.ctx, run, [], inline)
     tail = ws.RespondWorkflowTaskCompletedResponse(reset_history_event_id=run.last_completed_started_id)
     return reply._replace(response=reply.response + serialize(tail))
