@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 from google.rpc import status_pb2
 
+from everfold.frontend import gateway_grpcio, gateway_native
 from everfold.frontend.calls import CallContext, Handler, complete_table, known_methods
 from everfold.frontend.gateway import Gateway, open_gateway
 from everfold.kernel.errors import Code, StatusError
@@ -477,3 +478,41 @@ def test_tls_is_served_by_grpcio_whatever_was_asked_for() -> None:
 
     files = TlsFiles(certificate_chain=b"", private_key=b"")
     assert isinstance(open_gateway("native", "127.0.0.1", 0, complete_table({}), tls=files), GrpcioGateway)
+
+
+def test_calls_beyond_the_bound_are_told_that_there_are_too_many(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_native, "CALLS_MAX", 2)
+    monkeypatch.setattr(gateway_grpcio, "CALLS_MAX", 2)
+    held = asyncio.Event()
+
+    async def hold(context: CallContext, request: bytes) -> bytes:
+        await held.wait()
+        return request
+
+    async def scenario(served: Served) -> None:
+        calls = [served.call(POLL, b"1"), served.call(ECHO, b"2")]
+        await asyncio.sleep(0.5)
+        assert (await served.error(ECHO)).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        held.set()
+        assert [await call for call in calls] == [b"1", b"2"]
+        assert await served.call(ECHO, b"3") == b"3"
+
+    run(kind, {ECHO: hold, POLL: hold}, scenario)
+
+
+def test_paths_that_clients_make_up_are_counted_under_one_name_at_most(kind: str) -> None:
+    heard: set[str] = set()
+
+    async def body() -> None:
+        gateway = open_gateway(
+            kind, "127.0.0.1", 0, complete_table({ECHO: echo}), observer=lambda path, *_: heard.add(path)
+        )
+        await gateway.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+            for number in range(3):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await channel.unary_unary(f"{PREFIX}MadeUp{number}")(b"", timeout=10)
+        await gateway.stop(0.1)
+
+    asyncio.run(body())
+    assert not [path for path in heard if "MadeUp" in path]

@@ -8,9 +8,10 @@ import dataclasses
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.kafka import EndOffsets, KafkaSettings, Producer
 from everfold.runtime.namespace_log import NamespaceLog
-from everfold.runtime.namespaces import Namespace, encode_namespace
+from everfold.runtime.namespaces import Namespace, NamespaceRegistry, encode_namespace
 from everfold.schemas.topics import NAMESPACES
 from frontend.fakes import DEFAULT
 
@@ -54,3 +55,32 @@ def test_the_registry_follows_the_topic(kafka: KafkaSettings, topic: str) -> Non
         await producer.close()
 
     asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_those_who_wait_for_a_read_that_fails_fail_with_it_and_the_next_reads_anew() -> None:
+    async def body() -> None:
+        reads = 0
+        ends = asyncio.Event()
+
+        async def catch_up() -> None:
+            nonlocal reads
+            reads += 1
+            if reads == 2:
+                raise StatusError(Code.UNAVAILABLE, "Kafka does not answer")
+            await ends.wait()
+
+        registry = NamespaceRegistry(catch_up)
+        first = asyncio.create_task(registry.refresh())
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(registry.refresh()) for _ in range(5)]
+        await asyncio.sleep(0)
+        ends.set()
+        await first
+        assert [str(error) for error in await asyncio.gather(*others, return_exceptions=True)] == [
+            str(StatusError(Code.UNAVAILABLE, "Kafka does not answer"))
+        ] * 5
+        assert reads == 2
+        await registry.refresh()
+        assert reads == 3
+
+    asyncio.run(asyncio.wait_for(body(), 10))

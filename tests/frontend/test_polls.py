@@ -7,7 +7,9 @@ import asyncio
 import pytest
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
+from everfold.frontend import core
 from everfold.frontend.limits import FrontendLimits
+from everfold.frontend.polls import POLL_BYTES_MAX
 from everfold.kernel import ids
 from everfold.kernel.errors import Code, StatusError
 from frontend.fakes import DEFAULT, TASK_PARTITIONS, Frontend, run
@@ -191,5 +193,50 @@ def test_describe_task_queue_asks_the_queues_owner_for_both_types() -> None:
         accepted = ws.DescribeTaskQueueRequest.FromString(call.args[1])
         assert accepted.task_queue_type == 1
         assert list(accepted.task_queue_types) == [1, 2]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("method", ["PollWorkflowTaskQueue", "PollActivityTaskQueue"])
+def test_a_poll_that_is_no_polls_size_is_refused(method: str) -> None:
+    async def scenario(frontend: Frontend) -> None:
+        poll = ws.PollWorkflowTaskQueueRequest(namespace="default", task_queue={"name": "q"}, identity="me")
+        poll.deployment_options.deployment_name = "d" * POLL_BYTES_MAX
+        with pytest.raises(StatusError, match="expected a poll of at most 65536 bytes") as large:
+            await frontend.call(method, poll, ws.PollWorkflowTaskQueueResponse)
+        assert large.value.code == Code.INVALID_ARGUMENT
+        assert not frontend.router.calls
+
+    run(scenario)
+
+
+def test_a_queue_whose_name_is_too_long_goes_nowhere() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        gone = ws.ShutdownWorkerRequest(namespace="default", sticky_task_queue="s" * 1_001)
+        with pytest.raises(StatusError, match="taskQueue length exceeds limit"):
+            await frontend.call("ShutdownWorker", gone, ws.ShutdownWorkerResponse)
+        assert not frontend.router.calls
+
+    run(scenario)
+
+
+def test_what_no_caller_waits_for_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "BACKGROUND_MAX", 2)
+
+    async def scenario(frontend: Frontend) -> None:
+        held = asyncio.Event()
+        begun = []
+
+        async def work(number: int) -> None:
+            begun.append(number)
+            await held.wait()
+
+        shared = frontend.server._core
+        for number in range(4):
+            shared.spawn(work(number))
+        await asyncio.sleep(0)
+        held.set()
+        await shared.stop(1)
+        assert begun == [0, 1]
 
     run(scenario)

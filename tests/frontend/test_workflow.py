@@ -282,3 +282,15 @@ def test_a_namespace_over_its_rate_is_told_to_come_back_and_polls_are_not() -> N
         await frontend.call("SignalWorkflowExecution", request, ws.SignalWorkflowExecutionResponse)
 
     run(scenario, limits=FrontendLimits(rps=2))
+
+
+def test_a_workflow_id_that_none_can_have_goes_nowhere() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        signal = ws.SignalWorkflowExecutionRequest(**SIGNAL)
+        signal.workflow_execution.workflow_id = "w" * 1_001
+        with pytest.raises(StatusError, match=r"WorkflowId exceeds maximum allowed length \(1001/1000\)") as long:
+            await frontend.call("SignalWorkflowExecution", signal, ws.SignalWorkflowExecutionResponse)
+        assert long.value.code == Code.INVALID_ARGUMENT
+        assert not frontend.router.calls
+
+    run(scenario)

@@ -12,6 +12,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.handed_out import HELD_NS
 from everfold.history.machine import reads
 from everfold.history.machine.step import Reply, RunKey
+from everfold.history.ports import ShellLimits
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas.topics import SHARD_LOG
@@ -347,3 +348,17 @@ def test_a_shard_that_is_given_up_leaves_its_tasks_to_matching(worker: Worker) -
     assert isinstance(answer, StatusError)
     assert answer.code == Code.NOT_FOUND
     assert worker.types() == [1, SCHEDULED]
+
+
+def test_reads_that_wait_for_a_handed_out_task_count_as_waiters(world: World) -> None:
+    owner = Owner(world, limits=ShellLimits(waiters_max=3)).take()
+    Worker(world, owner).must_take()
+    outcomes: list[StatusError | None] = []
+    for _ in range(5):
+        owner.shard.read(WORKFLOW, outcomes.append)
+    assert [error.code for error in outcomes if error is not None] == [Code.RESOURCE_EXHAUSTED] * 2
+    world.run(SECOND_NS)
+    assert outcomes.count(None) == 3
+    owner.shard.read(WORKFLOW, outcomes.append)
+    world.run(SECOND_NS)
+    assert outcomes.count(None) == 4

@@ -88,7 +88,6 @@ def test_a_command_may_ask_for_retries_and_a_delay_as_the_rpc_may(world: World) 
         ({"cron_schedule": "CRON_TZ=Nowhere/City 1 * * * *"}, "invalid CronSchedule."),
         ({"cron_schedule": "* * * * *", "start_delay_ns": 1}, "may not be used together"),
         ({"cron_schedule": "0 0 31 2 *"}, "no time can be found"),
-        ({"workflow_id": "w" * 1_001}, "WorkflowId exceeds maximum allowed length (1001/1000)"),
         ({"workflow_type": "t" * 1_001}, "WorkflowType length exceeds limit."),
         ({"request_id": "r" * 1_001}, "RequestId length exceeds limit."),
         ({"task_queue": "/_sys/queue/1"}, "cannot start with reserved prefix /_sys/"),
@@ -100,6 +99,7 @@ def test_a_command_may_ask_for_retries_and_a_delay_as_the_rpc_may(world: World) 
             "Invalid WorkflowIDReusePolicy",
         ),
         ({"name": "SignalWorkflow", "signal_name": "s" * 1_001}, "SignalName length exceeds limit."),
+        ({"workflow_id": "w" * 1_001}, "WorkflowId exceeds maximum allowed length (1001/1000)"),
         (
             {"name": "SignalWithStartWorkflow", "signal_name": "s", "id_conflict_policy": "FAIL"},
             "WORKFLOW_ID_CONFLICT_POLICY_FAIL is not supported for this operation.",

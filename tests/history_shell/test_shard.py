@@ -238,6 +238,20 @@ def test_more_in_flight_than_the_bound_is_refused_before_anything_is_appended(wo
     assert owner.shard.in_flight == 0
 
 
+def test_more_bytes_in_flight_than_the_bound_are_refused_and_come_free_again(world: World) -> None:
+    owner = Owner(world, limits=ShellLimits(in_flight_bytes_max=1_000)).take()
+    started(world, owner)
+    large = signal(request_id="s" * 900)
+    taken = [owner.propose("SIGNAL_WORKFLOW", large) for _ in range(2)]
+    error = answer(owner.propose("SIGNAL_WORKFLOW", signal(request_id="one more")))
+    assert isinstance(error, StatusError)
+    assert error.code == Code.RESOURCE_EXHAUSTED
+    world.run_until(lambda: all(taken))
+    later = owner.propose("SIGNAL_WORKFLOW", signal(request_id="later"))
+    world.run_until(lambda: later)
+    assert isinstance(answer(later), Reply)
+
+
 def test_a_full_producer_refuses_rpcs(world: World) -> None:
     owner = Owner(world).take()
     started(world, owner)

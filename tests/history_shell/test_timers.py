@@ -127,3 +127,17 @@ def test_a_timer_row_that_stays_is_fired_at_growing_distances_and_does_not_hide_
     assert len(stuck) < 90
     assert max(b - a for a, b in pairwise(stuck)) <= 61 * SECOND_NS
     assert [workflow_id for _, workflow_id in table.fired].count("w2") == 1
+
+
+def test_only_timers_that_were_tried_are_remembered(world: World) -> None:
+    table = Table(world)
+    table.rows = [DueTimer("n", f"w{k}", "r", 10 * SECOND_NS) for k in range(1_000)]
+    ports = Ports(world)
+    clock = ShardClock(ports.boottime_ns)
+    clock.folded(0)
+    timers = Timers(ports, clock, table.next_timer, table.due_timers, lambda timer, done: None, in_flight_max=2)
+    world.run(20 * SECOND_NS)
+    timers.open()
+    for _ in range(50):
+        timers.look()
+    assert len(timers._attempts) == 2

@@ -128,3 +128,8 @@ def test_the_next_time_is_later_and_matches(after_s: int, minute: int, hour: int
 def test_a_zone_survives_as_text() -> None:
     assert Zone.decode(NEW_YORK.encode()) == NEW_YORK
     assert Zone.decode("0") == Zone()
+
+
+def test_a_schedule_is_of_bounded_length() -> None:
+    with pytest.raises(BadCron, match="1008 characters, expected at most 1000"):
+        parse_cron(",".join(["1"] * 500) + "  * * * *")

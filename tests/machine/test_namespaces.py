@@ -9,6 +9,7 @@ from shard_driver import NAMESPACE_ID, ShardDriver, complete_workflow, schedule_
 from temporalio.api.operatorservice.v1 import request_response_pb2 as operator
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
+from everfold.history.machine.decide import namespace
 from everfold.history.machine.decide.purge import SWEPT_MAX
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.time import DAY_NS
@@ -124,3 +125,31 @@ def tombstones(shard: ShardDriver) -> set[bytes]:
 def tasks(shard: ShardDriver) -> set[bytes]:
     """Keys of all task records."""
     return {row.key for step in shard.steps for row in step.outputs if row.topic in TASKS and row.value is not None}
+
+
+def test_a_cluster_has_a_bounded_number_of_namespaces(shard: ShardDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespace, "NAMESPACES_MAX", 3)  # the driver's own is the first
+    shard.request("DELETE_NAMESPACE", operator.DeleteNamespaceRequest(namespace_id=register(shard, "a")))
+    register(shard, "b")
+    with pytest.raises(StatusError, match="the cluster has 3 namespaces, deleted ones included") as full:
+        register(shard, "c")
+    assert full.value.code == Code.RESOURCE_EXHAUSTED
+
+
+def test_a_namespaces_record_is_bounded_however_small_the_steps_in_which_it_grows(shard: ShardDriver) -> None:
+    register(shard)
+    update = ws.UpdateNamespaceRequest(namespace="team")
+    for number in range(3):
+        update.update_info.data.clear()
+        update.update_info.data[f"k{number}"] = "x" * 20_000
+        shard.request("UPDATE_NAMESPACE", update)
+    update.update_info.data["k3"] = "x" * 20_000
+    with pytest.raises(StatusError, match="expected at most 65536") as large:
+        shard.request("UPDATE_NAMESPACE", update)
+    assert large.value.code == Code.INVALID_ARGUMENT
+    attributes = operator.AddSearchAttributesRequest(namespace="team")
+    for number in range(2_000):
+        attributes.search_attributes[f"Attribute{number}"] = 2  # type: ignore[assignment]
+    with pytest.raises(StatusError, match="expected at most 65536"):
+        shard.request("ADD_SEARCH_ATTRIBUTES", attributes)
+    shard.request("DELETE_NAMESPACE", operator.DeleteNamespaceRequest(namespace="team"))

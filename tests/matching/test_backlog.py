@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everfold.matching.machine import backlog
 from everfold.matching.machine.backlog import Spill
 from everfold.matching.spill import SqliteSpill
 from matching.machine_table import MemorySpill, Table, task
@@ -97,3 +98,18 @@ def test_a_small_memory_changes_nothing_but_where_tasks_wait(steps: list[tuple[s
         if ("activity", "ns", "orders") in roomy.partition.queues:
             assert roomy.backlog() == tight.backlog()
     assert roomy.drain() == tight.drain()
+
+
+def test_fairness_keys_beyond_the_bound_share_lanes_and_lose_nothing(
+    spill: Spill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "LANES_MAX", 5)
+    monkeypatch.setattr(backlog, "SHARED_LANES", 3)
+    table = Table(spill=spill, memory_tasks_max=10)
+    names = [f"t{i:03}" for i in range(100)]
+    table.record(*(task(name, age_s=200 - i, fairness=f"key-{i}") for i, name in enumerate(names)))
+    (queue,) = table.partition.queues.values()
+    (level,) = queue.backlog._levels.values()
+    assert len(level.lanes) <= 5 + 3
+    table.tombstone(*names[::7])
+    assert sorted(table.drain()) == [name for i, name in enumerate(names) if i % 7]

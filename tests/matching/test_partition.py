@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from everfold.kernel.time import SECOND_NS
+from everfold.matching.machine import partition
+from everfold.matching.machine.pollers import SEEN_NS, Poller, Pollers
 from everfold.matching.machine.queue import STICKY_TASKS_MAX
 from everfold.matching.machine.task import WORKFLOW
 from matching.machine_table import Table, task
@@ -260,3 +264,25 @@ def test_statistics_show_backlog_age_rates_and_pollers() -> None:
     stats = table.partition.queues["activity", "ns", "orders"].stats(table.now_ns)
     assert [poller.identity for poller in stats.pollers] == ["worker-q"]
     assert stats.total.add_rate == 0.0
+
+
+def test_polls_make_no_more_queues_than_a_partition_may_have_and_tasks_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "QUEUES_MAX", 2)
+    table = Table()
+    table.poll("a", queue="one")
+    table.poll("b", queue="two")
+    with pytest.raises(partition.TooManyQueues, match="has 2 task queues in use"):
+        table.poll("c", queue="three")
+    table.poll("d", queue="one")
+    table.offer(task("t", queue="three"))
+    assert table.poll("e", queue="three") == ["t -> e"]
+
+
+def test_a_poller_that_was_not_seen_for_long_is_forgotten() -> None:
+    pollers = Pollers()
+    for number in range(3):
+        pollers.seen(Poller(f"p{number}", 0), number)
+    later = SEEN_NS + 2
+    for _ in range(2):
+        pollers.seen(Poller("p2", 0), later)
+    assert list(pollers._by_identity) == ["p2"]

@@ -411,3 +411,26 @@ def test_parked_polls_are_bounded() -> None:
         await service.stop()
 
     uvloop.run(main())
+
+
+def test_polls_that_left_while_history_was_away_count_until_it_is_known_what_became_of_their_tasks() -> None:
+    async def main() -> None:
+        history = FakeHistory()
+        service = MatchingService(history, 1, polls_max=1)
+        held = service.take(0)
+        held.read_to_end(WORKFLOW)
+        held.read_to_end(ACTIVITY)
+        away = asyncio.Event()
+        history.script["w"] += [away, away]
+        service.offer(workflow("w"))
+        assert await polling(service, timeout=1.3) == b""
+        with pytest.raises(StatusError) as error:
+            await polling(service, timeout=1.3)
+        assert error.value.code == Code.RESOURCE_EXHAUSTED
+        away.set()
+        await history.until(1, history.returned)
+        await asyncio.sleep(0)
+        assert await polling(service, timeout=1.3) == b""
+        await service.stop()
+
+    uvloop.run(main())

@@ -270,3 +270,37 @@ async def test_frames_may_arrive_in_any_pieces(service: Echo, server: RpcServer,
         answers.append(msgpack.unpackb(await reader.readexactly(size)))
     assert answers == [[2, 1, 2], [2, 2, 3]]
     writer.close()
+
+
+@connection
+async def test_who_does_not_say_in_time_who_it_is_is_hung_up_on(
+    service: Echo, server: RpcServer, pool: RpcPool
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rpc, "GREETING_TIMEOUT_S", 0.2)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        await pool.call(server.address, "echo", "plain", [1], 5)
+        await asyncio.sleep(0.4)
+        assert await pool.call(server.address, "echo", "plain", [1], 5) == 2
+    assert len(server.connections) == 1
+
+
+@connection
+async def test_no_large_frame_is_taken_before_the_greeting(service: Echo, server: RpcServer, pool: RpcPool) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(struct.pack(">I", rpc.GREETING_BYTES_MAX + 1))
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+@connection
+async def test_connections_are_bounded(service: Echo, server: RpcServer, pool: RpcPool) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rpc, "CONNECTIONS_MAX", 1)
+        await pool.call(server.address, "echo", "plain", [1], 5)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        assert await pool.call(server.address, "echo", "plain", [1], 5) == 2

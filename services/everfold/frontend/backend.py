@@ -7,19 +7,15 @@ over its connection. The methods here are what the frontend uses of the two serv
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from everfold.kernel import ids
+from everfold.kernel.names import too_long
 from everfold.runtime.namespaces import Namespace
+from everfold.runtime.requests import id_too_long, invalid
 
 NAMESPACE_SHARD: Final = 0
 """The shard that decides the names and ids of namespaces."""
-
-
-# murmur2 in Python costs as much as the rest of a call's routing, and a workflow is named by half a dozen calls.
-_shard_of = lru_cache(maxsize=8192)(ids.shard_of)
-_task_partition = lru_cache(maxsize=8192)(ids.task_partition)
 
 
 class Router(Protocol):
@@ -37,17 +33,22 @@ class Router(Protocol):
 class Backend:
     """History and matching, by namespace, workflow id and task queue."""
 
-    def __init__(self, router: Router, shard_count: int, task_partitions: int) -> None:
+    def __init__(self, router: Router, shard_count: int, task_partitions: int, id_bytes_max: int) -> None:
         self._call = router.call
         self.shard_count = shard_count
         self._task_partitions = task_partitions
+        self._id_bytes_max = id_bytes_max
 
     def _shard(self, namespace: Namespace, workflow_id: str) -> int:
-        return _shard_of(namespace.name, workflow_id, self.shard_count)
+        if too_long(workflow_id, self._id_bytes_max):
+            raise id_too_long(workflow_id, self._id_bytes_max)
+        return ids.shard_of(namespace.name, workflow_id, self.shard_count)
 
     def queue_partition(self, namespace: Namespace, task_queue: str) -> int:
         """The task partition, and so the matching owner, of a queue. A sticky queue goes by its own name."""
-        return _task_partition(namespace.namespace_id, task_queue, self._task_partitions)
+        if too_long(task_queue, self._id_bytes_max):
+            raise invalid("taskQueue length exceeds limit")
+        return ids.task_partition(namespace.namespace_id, task_queue, self._task_partitions)
 
     # History ----------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=Message)
 
+BACKGROUND_MAX: Final = 10_000
+"""Pieces of work that no caller waits for: each is a poll whose client has left, for 10 s at most."""
+
 REPLY_MARGIN_SECONDS: Final = 1.0
 """A long poll ends this long before the client's deadline, so that the empty answer still arrives."""
 
@@ -113,7 +116,12 @@ class Core:
         return namespace
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Runs work that no caller waits for. What it raises is logged: its purpose is served by timeouts otherwise."""
+        """Runs work that no caller waits for, unless there is too much of it already. What it raises is logged: its
+        purpose is served by timeouts otherwise.
+        """
+        if len(self._background) >= BACKGROUND_MAX:
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._ended)

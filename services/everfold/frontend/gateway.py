@@ -22,6 +22,10 @@ REQUEST_BYTES_MAX: Final = 4 * 1024 * 1024
 METADATA_BYTES_MAX: Final = 64 * 1024
 """Request headers of one call. Room for a JWT with many claims; gRPC libraries default to 8-16 KiB."""
 
+CALLS_MAX: Final = 50_000
+"""Calls under way in a process, streams and waiting polls among them; beyond it callers get RESOURCE_EXHAUSTED. Room
+for every poll of a few busy namespaces; each holds its request and some KiB."""
+
 STREAMS_PER_CONNECTION_MAX: Final = 16 * 1024
 """Calls open on one connection. A client that awaits thousands of results holds a long poll for each on one connection;
 gRPC libraries queue what is over this, so that it only bounds memory (some KiB per call)."""
@@ -60,6 +64,11 @@ class Gateway(Protocol):
 def too_large(size: int, limit: int) -> StatusError:
     """What answers a request over the limit. core (the SDKs' Rust half) recognises it by its first words."""
     return StatusError(Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({size} vs. {limit})")
+
+
+def too_many_calls() -> StatusError:
+    """What answers a call that comes while CALLS_MAX others are under way."""
+    return StatusError(Code.RESOURCE_EXHAUSTED, f"the process has {CALLS_MAX} calls under way; start another frontend")
 
 
 def native_available() -> bool:

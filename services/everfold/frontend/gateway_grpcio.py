@@ -14,6 +14,7 @@ import grpc.aio
 
 from everfold.frontend.calls import CallContext, CallObserver, Handler, StreamHandler, unknown_path
 from everfold.frontend.gateway import (
+    CALLS_MAX,
     METADATA_BYTES_MAX,
     REQUEST_BYTES_MAX,
     SHUTDOWN_GRACE_SECONDS,
@@ -24,16 +25,11 @@ from everfold.frontend.gateway import (
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
 from everfold.kernel.errors import Code, StatusError
 
-_RECEIVE_BYTES_MAX: Final = 128 * 1024 * 1024
-"""Where grpcio itself cuts a message off, in words of its own. Above ours by far, so that clients see Temporal's words.
-"""
-
 _STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 _OPTIONS: Final = (
     # Without this two processes share the port and half of the calls each, silently.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", _RECEIVE_BYTES_MAX),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
@@ -43,6 +39,8 @@ _OPTIONS: Final = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
 )
+
+_UNKNOWN: Final = "/unknown"
 
 _SHUTTING_DOWN: Final = "the server is shutting down"
 
@@ -91,7 +89,9 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         Raises:
             OSError: the address is taken or not ours.
         """
-        server = grpc.aio.server(options=_OPTIONS)
+        # grpcio itself cuts a message off at twice our bound, in words of its own; up to there clients see Temporal's.
+        options = (*_OPTIONS, ("grpc.max_receive_message_length", 2 * self._request_bytes_max))
+        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS_MAX)
         server.add_generic_rpc_handlers((self,))
         host = f"[{self._host}]" if ":" in self._host else self._host
         address = f"{host}:{self._asked_port}"
@@ -134,7 +134,8 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         async def refuse(context: CallContext, request: bytes) -> bytes:
             raise unknown_path(path, self._services)
 
-        return self._method(path, refuse, False)
+        # Counted under one name: clients must not make up new ones for the metrics.
+        return self._method(_UNKNOWN, refuse, False)
 
     def _method(self, path: str, handler: Handler, long_poll: bool) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def serve(request: bytes, call: _Call) -> bytes:

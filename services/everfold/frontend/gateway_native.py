@@ -23,11 +23,13 @@ from pygrpc_native import EVENT_CANCEL, STREAM_FULL, STREAM_SENT, NativeGrpcFron
 
 from everfold.frontend.calls import CallContext, CallObserver, Handler, StreamHandler
 from everfold.frontend.gateway import (
+    CALLS_MAX,
     METADATA_BYTES_MAX,
     REQUEST_BYTES_MAX,
     SHUTDOWN_GRACE_SECONDS,
     STREAMS_PER_CONNECTION_MAX,
     too_large,
+    too_many_calls,
 )
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
 from everfold.kernel.errors import Code, StatusError
@@ -189,6 +191,9 @@ class NativeGateway:
                 continue
             if len(payload) > self._request_bytes_max:
                 self._fail(call_id, path, too_large(len(payload), self._request_bytes_max), now)
+                continue
+            if len(self._calls) >= CALLS_MAX:
+                self._fail(call_id, path, too_many_calls(), now)
                 continue
             metadata, peer, remaining = details
             context = CallContext(path, metadata, peer, None if remaining is None else now + remaining)

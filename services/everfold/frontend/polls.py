@@ -25,6 +25,10 @@ from everfold.runtime.requests import invalid
 POLL_SECONDS_MIN: Final = 2.0
 """Below this a poll could only answer empty. As Temporal's common.MinLongPollTimeout."""
 
+POLL_BYTES_MAX: Final = 64 * 1024
+"""A poll's request: matching keeps it while the poll waits, and what it says of its worker for as long as the worker is
+listed. Core's are a few hundred bytes."""
+
 _CANCEL_SECONDS: Final = 10.0
 """How long it is tried to tell matching of a client that left: the task's own timeout, 10 s by default, follows."""
 
@@ -42,7 +46,7 @@ class PollHandlers:
     async def workflow_task(self, context: CallContext, request: bytes) -> bytes:
         """PollWorkflowTaskQueue."""
         core, longest = self._core, self._core.limits.id_bytes_max
-        message = parse(ws.PollWorkflowTaskQueueRequest, request)
+        message = parse(ws.PollWorkflowTaskQueueRequest, _bounded(request))
         namespace = await core.namespace(message.namespace, "poll")
         timeout = self._timeout(context)
         requests.identity(message.identity, longest)
@@ -52,7 +56,7 @@ class PollHandlers:
     async def activity_task(self, context: CallContext, request: bytes) -> bytes:
         """PollActivityTaskQueue."""
         core, longest = self._core, self._core.limits.id_bytes_max
-        message = parse(ws.PollActivityTaskQueueRequest, request)
+        message = parse(ws.PollActivityTaskQueueRequest, _bounded(request))
         namespace = await core.namespace(message.namespace, "poll")
         timeout = self._timeout(context)
         queue = requests.task_queue(message, longest)
@@ -111,3 +115,9 @@ class PollHandlers:
         """Tells matching. If it cannot be told, the timeouts of the poll and of its task do the same, later."""
         with contextlib.suppress(StatusError):
             await self._core.backend.cancel_poll(partition, poll_id, _CANCEL_SECONDS)
+
+
+def _bounded(request: bytes) -> bytes:
+    if len(request) > POLL_BYTES_MAX:
+        raise invalid(f"expected a poll of at most {POLL_BYTES_MAX} bytes, found {len(request)}")
+    return request

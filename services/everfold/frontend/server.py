@@ -88,7 +88,7 @@ class FrontendServer:
             observer: told of every finished call (method path, gRPC code, seconds).
         """
         limits = limits or FrontendLimits()
-        self._core = Core(namespaces, Backend(router, shard_count, task_partitions), limits)
+        self._core = Core(namespaces, Backend(router, shard_count, task_partitions, limits.id_bytes_max), limits)
         if port and not cluster.address:
             cluster = replace(cluster, address=f"{host}:{port}")
         self._cluster = ClusterHandlers(cluster)

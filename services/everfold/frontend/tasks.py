@@ -10,6 +10,7 @@ from everfold.frontend import tokens, validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, parse
 from everfold.frontend.failures import server_failure, truncated
+from everfold.kernel.names import too_long
 from everfold.runtime import requests
 
 
@@ -26,6 +27,8 @@ class WorkflowTaskHandlers:
         token, namespace = await tokens.workflow_task(core, message)
         requests.identity(message.identity, core.limits.id_bytes_max)
         validate.refuse_unbuilt(message)
+        if too_long(message.sticky_attributes.worker_task_queue.name, core.limits.id_bytes_max):
+            raise requests.invalid("taskQueue length exceeds limit")
         versioned = message.deployment_options.worker_versioning_mode == enums.WORKER_VERSIONING_MODE_VERSIONED
         if message.versioning_behavior and not versioned:
             raise requests.invalid(

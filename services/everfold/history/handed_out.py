@@ -68,6 +68,8 @@ class HandedOut:
         self._append = append
         #: a workflow has one open run, and so one workflow task
         self._held: dict[WorkflowKey, HeldTask] = {}
+        #: how many wait behind them
+        self.waiting = 0
         self._timer: Cancellable | None = None
         self._closed = False
 
@@ -107,6 +109,7 @@ class HandedOut:
         if held is None:
             return False
         held.behind.append(then)
+        self.waiting += 1
         self._ask(held)
         return True
 
@@ -154,6 +157,7 @@ class HandedOut:
 
     def _drop(self, held: HeldTask, *, over: bool) -> None:
         del self._held[held.run.namespace_id, held.run.workflow_id]
+        self.waiting -= len(held.behind)
         held.settled(over)
         for then in held.behind:
             then()

@@ -36,8 +36,9 @@ from everfold.history.shard import Shard
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.ids import Origin, shard_of
 from everfold.kernel.limits import Limits
+from everfold.kernel.names import too_long
 from everfold.kernel.time import MILLISECOND_NS
-from everfold.runtime.requests import check_command
+from everfold.runtime.requests import check_command, id_too_long
 from everfold.schemas.codec import Undecodable, decode_command
 from everfold.schemas.topics import COMMANDS, SHARD_LOG
 from everfold.schemas.translate import Place, translate
@@ -237,6 +238,9 @@ class Ingress:
             command = self._translate(record.value, Place(COMMANDS.name, *(first_place or self._place(record))))
             if (size := command.request.ByteSize()) > MESSAGE_BYTES_MAX:
                 raise BadCommand(f"the request has {size} bytes, expected at most {MESSAGE_BYTES_MAX}")
+            longest = self._shard.fold.meta.limits["limit.maxIDLength"]
+            if too_long(command.workflow_id, longest):
+                raise BadCommand(id_too_long(command.workflow_id, longest).message)
             right = shard_of(command.namespace, command.workflow_id, self._shard_count)
             if right != self._shard.shard:
                 if first_place is not None:

@@ -174,6 +174,7 @@ class ShellLimits:
     Attributes:
         in_flight_max: own records produced and not folded yet, beyond which RPCs get RESOURCE_EXHAUSTED. At 5 ms a hop
             this is 200 000 records a second per shard, far above what one core folds: only trouble reaches it.
+        in_flight_bytes_max: the same in bytes of their requests, which are held until they are folded.
         outbox_entries_max: outputs held in memory between store and acknowledgement; the rest stay in the store, and
             the shard stops consuming until the sender has caught up.
         outbox_bytes_max: the same in bytes.
@@ -188,6 +189,7 @@ class ShellLimits:
     """
 
     in_flight_max: int = 1000
+    in_flight_bytes_max: int = 64 * 1024 * 1024
     outbox_entries_max: int = 4096
     outbox_bytes_max: int = 16 * 1024 * 1024
     outputs_sent_every_ns: int = 1_000_000_000

@@ -45,6 +45,7 @@ class _Proposal(NamedTuple):
     on_verdict: OnVerdict
     sent_at_ns: int
     workflow: WorkflowKey
+    request_bytes: int
 
 
 class Proposals:
@@ -57,6 +58,8 @@ class Proposals:
         self._open: dict[int, _Proposal] = {}
         #: workflow -> how many of them are about it
         self._about: dict[WorkflowKey, int] = {}
+        #: size of their requests
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -66,11 +69,12 @@ class Proposals:
         """The last sequence given out, 0 for none."""
         return self._next - 1
 
-    def add(self, on_verdict: OnVerdict, sent_at_ns: int, workflow: WorkflowKey) -> int:
+    def add(self, on_verdict: OnVerdict, sent_at_ns: int, workflow: WorkflowKey, request_bytes: int) -> int:
         """Register a proposal about a workflow; returns its sequence."""
         sequence = self._next
         self._next += 1
-        self._open[sequence] = _Proposal(on_verdict, sent_at_ns, workflow)
+        self._open[sequence] = _Proposal(on_verdict, sent_at_ns, workflow, request_bytes)
+        self.bytes += request_bytes
         self._about[workflow] = self._about.get(workflow, 0) + 1
         return sequence
 
@@ -101,12 +105,14 @@ class Proposals:
         proposals = list(self._open.values())
         self._open.clear()
         self._about.clear()
+        self.bytes = 0
         for proposal in proposals:
             proposal.on_verdict(reason)
 
     def _take(self, sequence: int) -> _Proposal | None:
         proposal = self._open.pop(sequence, None)
         if proposal is not None:
+            self.bytes -= proposal.request_bytes
             left = self._about[proposal.workflow] - 1
             if left:
                 self._about[proposal.workflow] = left

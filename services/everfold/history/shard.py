@@ -349,7 +349,11 @@ class Shard:
         if self.phase is not Phase.SERVING:
             on_verdict(self._not_serving())
             return
-        if bounded and len(self._proposals) + self._gate.held_back >= self.limits.in_flight_max:
+        limits, proposals = self.limits, self._proposals
+        if bounded and (
+            len(proposals) + self._gate.held_back >= limits.in_flight_max
+            or proposals.bytes >= limits.in_flight_bytes_max
+        ):
             on_verdict(self.overloaded())
             return
 
@@ -366,7 +370,8 @@ class Shard:
 
     def overloaded(self) -> StatusError:
         """The status for an RPC that comes when too much is in flight."""
-        return overloaded(f"shard {self.shard} has {len(self._proposals)} records in flight")
+        proposals = self._proposals
+        return overloaded(f"shard {self.shard} has {len(proposals)} records of {proposals.bytes} bytes in flight")
 
     def tell_namespace(self, namespace_id: str, then: Callable[[StatusError | None], None]) -> None:
         """Call `then(None)` once the shard knows the namespace at the version that this process knows."""
@@ -401,7 +406,7 @@ class Shard:
         held = self._handed_out.of(workflow)
         if held is not None and body is not held.start:
             start, on_verdict = held.start, self._handed_out.carried_by(held, on_verdict)
-        sequence = self._proposals.add(on_verdict, self._ports.now_ns(), workflow)
+        sequence = self._proposals.add(on_verdict, self._ports.now_ns(), workflow, len(body.get("message", b"")))
         key, value = self.encode(kind, namespace_id, workflow_id, run_id, body, sequence, start=start, trace=trace)
 
         def delivered(error: BaseException | None, _offset: int) -> None:
@@ -560,7 +565,7 @@ class Shard:
         if self.phase is not Phase.SERVING:
             done(self._not_serving())
             return _Nothing()
-        if len(self.barrier) >= self.limits.waiters_max:
+        if len(self.barrier) + self._handed_out.waiting >= self.limits.waiters_max:
             done(self.overloaded())
             return _Nothing()
         reading = _Reading()

@@ -149,14 +149,16 @@ class Timers:
             attempt = self._attempts.get(run)
             if attempt is None or attempt.due_at_ns != timer.due_at_ns:
                 attempt = _Attempt(timer.due_at_ns)
-            stuck[run] = attempt
             if run in self._in_flight:
+                stuck[run] = attempt
                 continue
             if attempt.not_before_ns > boot:
                 wait = min(wait, attempt.not_before_ns - boot)
             elif len(self._in_flight) < self._in_flight_max:
                 self._propose(run, timer, attempt, boot)
             # else: the fold of one of those in flight looks again
+            if attempt.count:
+                stuck[run] = attempt
         self._attempts = stuck
         following = self._first_after(due, now)
         return min(wait, following) if following is not None else wait

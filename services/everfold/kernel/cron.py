@@ -104,6 +104,10 @@ class Cron:
     both_days: bool = True
 
 
+CRON_LENGTH_MAX: Final = 1_000
+"""Of a schedule: parsed ones are remembered, and nobody writes one of more than a line."""
+
+
 @lru_cache(maxsize=256)
 def parse_cron(text: str) -> Cron:
     """Parses a schedule.
@@ -118,6 +122,8 @@ def parse_cron(text: str) -> Cron:
             raise BadCron(f"no schedule after the time zone: {text}")
         zone, text = found.groups()
         zone = "" if zone == "UTC" else zone
+    if len(text) > CRON_LENGTH_MAX:
+        raise BadCron(f"a schedule of {len(text)} characters, expected at most {CRON_LENGTH_MAX}")
     text = text.strip()
     if text.startswith("@every "):
         return Cron(zone, every_s=max(_duration_ns(text.removeprefix("@every ")) // SECOND_NS, 1))

@@ -41,7 +41,9 @@ def record_key(namespace: str, workflow_id: str) -> bytes:
     return f"{namespace}/{workflow_id}".encode()
 
 
-@lru_cache(maxsize=65_536)
+# murmur2 in Python costs as much as the rest of a call's routing, so that names are remembered. Callers refuse those
+# over `limit.maxIDLength` before they ask.
+@lru_cache(maxsize=16_384)
 def slot_of(namespace: str, workflow_id: str) -> int:
     """The slot (0..4095) of a workflow id in a namespace, given by name."""
     return (murmur2(record_key(namespace, workflow_id)) & 0x7FFFFFFF) % SLOTS
@@ -52,7 +54,7 @@ def shard_of(namespace: str, workflow_id: str, shard_count: int) -> int:
     return slot_of(namespace, workflow_id) % shard_count
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=8_192)
 def task_partition(namespace_id: str, task_queue: str, task_partitions: int, queue_partition: int = 0) -> int:
     """The partition of the task topics, and so the matching owner, of a task queue (both types alike)."""
     return (murmur2(f"{namespace_id}/{task_queue}/{queue_partition}".encode()) & 0x7FFFFFFF) % task_partitions

@@ -18,17 +18,17 @@ from temporalio.api.errordetails.v1 import message_pb2 as details
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.ids import task_partition
 from everfold.kernel.tokens import BadTaskToken, QueryToken, decode_query_token, encode_query_token
 from everfold.matching.describe import describe
 from everfold.matching.held import HeldPartition, ParkedPoll, PartitionGone
-from everfold.matching.machine.partition import MEMORY_TASKS_MAX
+from everfold.matching.machine.partition import MEMORY_TASKS_MAX, TooManyQueues
 from everfold.matching.machine.pollers import Poller
 from everfold.matching.machine.queue import QUERY_WINDOW_NS, Poll, Query, QueueStats
 from everfold.matching.machine.task import ACTIVITY, WORKFLOW, Entry, QueueKey, Task
 from everfold.matching.ports import Clock, HistoryTasks
 from everfold.matching.spill import SqliteSpill
 from everfold.matching.starts import Starter
-from everfold.runtime.clients import task_partition
 from everfold.runtime.clock import SystemClock
 from everfold.runtime.rpc import NotOwner
 
@@ -212,7 +212,7 @@ class MatchingService:
             return await self._answer_again(earlier, timeout)
         if wait_s <= 0:
             return b""
-        if len(self._polls) >= self._polls_max:
+        if len(self._polls) + self._starter.unsettled >= self._polls_max:
             raise _exhausted(f"expected at most {self._polls_max} polls on this host; start another matching process")
         if not poll_id:
             self._count += 1
@@ -245,6 +245,8 @@ class MatchingService:
                 if response:
                     self._remember(parked)
                 return response
+        except TooManyQueues as full:
+            raise _exhausted(str(full)) from None
         except PartitionGone:
             if parked.given_up:
                 return b""
@@ -294,12 +296,15 @@ class MatchingService:
         key = (WORKFLOW, namespace_id, sticky_queue or queue)
         held = self._holder(key)
         now_ns = self.now_ns()
-        if sticky and not held.machine.queue(key, True, now_ns).worker_there(now_ns):
-            raise StatusError(Code.FAILED_PRECONDITION, NO_POLLER)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes] = loop.create_future()
         self._count += 1
-        query = held.machine.query(key, sticky, f"{self._instance}-q{self._count}", query_task, future, now_ns)
+        try:
+            if sticky and not held.machine.worker_there(key, now_ns):
+                raise StatusError(Code.FAILED_PRECONDITION, NO_POLLER)
+            query = held.machine.query(key, sticky, f"{self._instance}-q{self._count}", query_task, future, now_ns)
+        except TooManyQueues as full:
+            raise _exhausted(str(full)) from None
         if query is None:
             raise _exhausted("too many queries wait for a poller of this task queue")
         held.perform()

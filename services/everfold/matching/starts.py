@@ -89,6 +89,11 @@ class Starter:
         self._gone: deque[Task] = deque()
         self._gone_running = 0
 
+    @property
+    def unsettled(self) -> int:
+        """Starts of which it is still asked what became of them, when their polls have left."""
+        return len(self._background)
+
     async def start(self, parked: ParkedPoll, entry: Entry) -> bytes | None:
         """Start a task for a poll: the response; b"" when the poll is over; None when it shall go on waiting."""
         self._count += 1

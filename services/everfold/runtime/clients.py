@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import structlog
 
-from everfold.kernel import ids
 from everfold.kernel.errors import StatusError
+from everfold.kernel.ids import task_partition
 from everfold.runtime.router import Router
 
 OFFERS_MAX: Final = 10_000
@@ -100,12 +99,6 @@ class LocalMatching(Protocol):
     def offer(self, task: Any) -> bool:
         """Take the task, or say False when its queue is not here."""
         ...
-
-
-@lru_cache(maxsize=8192)
-def task_partition(namespace_id: str, task_queue: str, task_partitions: int) -> int:
-    """As `kernel.ids`, remembered: murmur2 in Python costs more than the rest of a hand-off. 8192 queues, 1 MiB."""
-    return ids.task_partition(namespace_id, task_queue, task_partitions)
 
 
 class MatchingClient:

@@ -109,6 +109,8 @@ class NamespaceRegistry:
         self._by_name: dict[str, Namespace] = {}
         self._asked = 0
         self._answered = 0
+        #: why the last read failed
+        self._failure: Exception | None = None
         self._catching_up = asyncio.Lock()
         self._watchers: set[asyncio.Future[None]] = set()
 
@@ -175,9 +177,19 @@ class NamespaceRegistry:
         ticket = self._asked
         async with self._catching_up:
             if self._answered >= ticket:
+                if self._failure is not None:
+                    raise self._failure
                 return
             covers = self._asked
-            await self._catch_up()
+            try:
+                await self._catch_up()
+                self._failure = None
+            except Exception as failure:
+                # Those who came in time for this read fail with it; else each would wait for a try of its own, one
+                # after the other.
+                self._failure = failure
+                self._answered = covers
+                raise
             self._answered = covers
 
     async def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:

@@ -109,7 +109,12 @@ def workflow_id(value: str, limit: int) -> None:
     if not value:
         raise invalid("WorkflowId is not set on request.")
     if too_long(value, limit):
-        raise invalid(f"WorkflowId exceeds maximum allowed length ({len(value.encode())}/{limit})")
+        raise id_too_long(value, limit)
+
+
+def id_too_long(value: str, limit: int) -> StatusError:
+    """INVALID_ARGUMENT for a workflow id over the limit in bytes."""
+    return invalid(f"WorkflowId exceeds maximum allowed length ({len(value.encode())}/{limit})")
 
 
 def identity(value: str, limit: int) -> None:

@@ -37,6 +37,13 @@ CALLS_MAX: Final = 65_536
 """Calls under way on one connection: above all the polls that a frontend may park, each some kilobytes in the
 server."""
 
+CONNECTIONS_MAX: Final = 1_024
+"""Peers of a server: a process has one connection to each of the others."""
+
+GREETING_TIMEOUT_S: Final = 5.0
+GREETING_BYTES_MAX: Final = 4 * 1024
+"""Who has not said who it is by then, or sends more than that first, is no peer."""
+
 WRITE_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """Beyond it a client waits before it sends, and a server stops reading requests, until the peer has caught up."""
 
@@ -110,6 +117,7 @@ class _Frames(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        self._frame_bytes_max = FRAME_BYTES_MAX
         self.writable = asyncio.Event()
         self.writable.set()
 
@@ -135,8 +143,8 @@ class _Frames(asyncio.Protocol):
         try:
             while len(buffer) - at >= 4:
                 (size,) = _LENGTH.unpack_from(buffer, at)
-                if size > FRAME_BYTES_MAX:
-                    raise ValueError(f"expected a frame of at most {FRAME_BYTES_MAX} bytes, found {size}")
+                if size > self._frame_bytes_max:
+                    raise ValueError(f"expected a frame of at most {self._frame_bytes_max} bytes, found {size}")
                 if len(buffer) - at - 4 < size:
                     break
                 with memoryview(buffer) as view:
@@ -185,16 +193,24 @@ class _ServerConnection(_Frames):
     def __init__(self, server: RpcServer) -> None:
         super().__init__()
         self._server = server
-        self._greeted = False
+        #: closes the connection unless the client says in time who it is; None when it has
+        self._greeting: asyncio.TimerHandle | None = None
+        self._frame_bytes_max = GREETING_BYTES_MAX
         #: call id -> the task that works on it
         self.calls: dict[int, asyncio.Task[None]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._greeting = asyncio.get_running_loop().call_later(GREETING_TIMEOUT_S, self.abort)
+        if len(self._server.connections) >= CONNECTIONS_MAX:
+            log.warning("a peer is turned away", connections=len(self._server.connections))
+            self.abort()
+            return
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._greeted()
         self._server.connections.discard(self)
         for task in list(self.calls.values()):
             task.cancel()
@@ -211,10 +227,10 @@ class _ServerConnection(_Frames):
 
     def frame_received(self, frame: list[Any]) -> None:
         kind = frame[0]
-        if not self._greeted:
+        if self._greeting is not None:
             if kind != _HELLO or frame[1] != PROTOCOL_VERSION or frame[2] != self._server.cluster:
                 raise ValueError(f"expected a greeting of protocol {PROTOCOL_VERSION}, found {frame[:3]}")
-            self._greeted = True
+            self._greeted()
         elif kind == _REQUEST:
             _, call_id, role, name, args, timeout = frame
             method = self._server.methods.get((role, name))
@@ -231,6 +247,12 @@ class _ServerConnection(_Frames):
                 task.cancel()
         else:
             raise ValueError(f"expected a request, found a frame of kind {kind}")
+
+    def _greeted(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+            self._greeting = None
+            self._frame_bytes_max = FRAME_BYTES_MAX
 
     async def _run(self, call_id: int, role: str, method: Method, args: list[Any], timeout: float) -> None:
         task = self.calls[call_id]

@@ -14,6 +14,7 @@ A dropped entry stays in its heap until it surfaces; when the dead outnumber the
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
@@ -34,6 +35,12 @@ WEIGHT_MAX: Final = 1000.0
 PASSES_MAX: Final = 1000
 """Emptied lanes whose pass is remembered per level, so that a key cannot jump the line by letting its lane run empty.
 Beyond it the oldest is forgotten and that key starts level with the others."""
+
+LANES_MAX: Final = 10_000
+"""Fairness keys of a level with a lane each; beyond it keys share SHARED_LANES lanes. A lane holds some 350 bytes, also
+when its tasks are on disk."""
+
+SHARED_LANES: Final = 256
 
 REFILL_TASKS: Final = 256
 """Tasks read from the spill at once: few enough to stay under a millisecond, enough to make the read cheap per task."""
@@ -125,8 +132,11 @@ class Level:
         self.turn = 0
 
     def lane(self, fairness_key: str) -> Lane:
-        """The lane of that key, made when there is none."""
+        """The lane of that key, made when there is none. Of several keys, when there are too many."""
         lane = self.lanes.get(fairness_key)
+        if lane is None and len(self.lanes) >= LANES_MAX:
+            fairness_key = f"shared {zlib.crc32(fairness_key.encode()) % SHARED_LANES}"
+            lane = self.lanes.get(fairness_key)
         if lane is None:
             pass_ = max(self.passes.pop(fairness_key, 0), self.pass_)
             lane = self.lanes[fairness_key] = Lane(self, fairness_key, pass_)

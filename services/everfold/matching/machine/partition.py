@@ -30,6 +30,17 @@ MEMORY_TASKS_MAX: Final = 20_000
 SETTLED_MAX: Final = 100_000
 """Started tasks whose tombstone has not come: some seconds of them at the highest rate, at 150 bytes each."""
 
+QUEUES_MAX: Final = 20_000
+"""Task queues of a partition beyond which polls and queries make no new ones, at 2.5 KB each: every worker has a sticky
+one. Idle ones are forgotten after five minutes, and those that have tasks are never refused."""
+
+QUERIES_TOTAL_MAX: Final = 10_000
+"""Queries of a partition that wait for a poller or for their answer; each holds up to a page of history."""
+
+
+class TooManyQueues(Exception):
+    """A poll or query would make one task queue more than a partition may have."""
+
 
 class TaskPartition:
     """One task partition, in the hands of its owner.
@@ -124,7 +135,12 @@ class TaskPartition:
     # polls
 
     def poll(self, key: QueueKey, sticky: bool, poll: Poll, now_ns: int) -> TaskQueue:
-        """A worker polls the queue, which is made when there is none."""
+        """A worker polls the queue, which is made when there is none.
+
+        Raises:
+            TooManyQueues: and there is no room for it.
+        """
+        self._check_room(key)
         queue = self.queue(key, sticky, now_ns)
         queue.poll(poll, now_ns)
         return queue
@@ -137,10 +153,26 @@ class TaskPartition:
 
     # queries
 
+    def worker_there(self, key: QueueKey, now_ns: int) -> bool:
+        """Whether the worker of a sticky queue is there.
+
+        Raises:
+            TooManyQueues: there is no such queue, and no room for it.
+        """
+        self._check_room(key)
+        return self.queue(key, True, now_ns).worker_there(now_ns)
+
     def query(
         self, key: QueueKey, sticky: bool, query_id: str, task: bytes, handle: object, now_ns: int
     ) -> Query | None:
-        """A query for a worker of the queue; None when too many wait there already."""
+        """A query for a worker of the queue; None when too many wait already.
+
+        Raises:
+            TooManyQueues: there is no such queue, and no room for it.
+        """
+        if len(self.queries) >= QUERIES_TOTAL_MAX:
+            return None
+        self._check_room(key)
         queue = self.queue(key, sticky, now_ns)
         if len(queue.queries) >= QUERIES_MAX:
             return None
@@ -194,6 +226,10 @@ class TaskPartition:
             queue = self.queues[key] = TaskQueue(key, sticky, self, now_ns)
             queue.tick(now_ns)  # asks for its first wake
         return queue
+
+    def _check_room(self, key: QueueKey) -> None:
+        if len(self.queues) >= QUEUES_MAX and key not in self.queues:
+            raise TooManyQueues(f"task partition {self.number} has {QUEUES_MAX} task queues in use; it takes no more")
 
     def _known(self, key: TaskKey) -> bool:
         if key in self.entries or key in self.settled:

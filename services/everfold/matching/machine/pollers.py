@@ -57,8 +57,9 @@ class Pollers:
         known = self._by_identity
         known[poller.identity] = poller
         known.move_to_end(poller.identity)
-        if len(known) > POLLERS_MAX:
-            known.popitem(last=False)
+        oldest = next(iter(known.values()))
+        if len(known) > POLLERS_MAX or oldest.last_access_at_ns < now_ns - SEEN_NS:
+            del known[oldest.identity]
 
     def recent(self, now_ns: int) -> Iterator[Poller]:
         """Those seen within SEEN_NS, the latest first."""

@@ -21,7 +21,7 @@ from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.purge import begin_sweep
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
-from everfold.history.machine.rejections import invalid, namespace_not_found, status
+from everfold.history.machine.rejections import invalid, namespace_not_found, status, too_many
 from everfold.history.machine.step import Reply
 from everfold.kernel.errors import Code
 from everfold.kernel.search_attributes import PREDEFINED, SYSTEM
@@ -33,6 +33,12 @@ Record = dict[str, Any]
 
 RETENTION_MIN_NS: Final = HOUR_NS
 """The least retention that a real server (1.32) takes."""
+
+NAMESPACES_MAX: Final = 10_000
+"""Namespaces of a cluster, deleted ones included, as their rows stay. Every process holds them all."""
+
+NAMESPACE_BYTES_MAX: Final = 64 * 1024
+"""A namespace's record: data and search attributes only grow, and no record may outgrow what Kafka takes."""
 
 _REGISTERED: Final = enums_namespace.NAMESPACE_STATE_REGISTERED
 _TYPE_NAMES: Final = {
@@ -52,6 +58,8 @@ def decide_register(ctx: StepContext, versions: dict[str, int], message: bytes) 
         )
     retention_ns = to_ns(request.workflow_execution_retention_period)
     _check_retention(retention_ns)
+    if len(versions) >= NAMESPACES_MAX:
+        raise too_many(f"the cluster has {len(versions)} namespaces, deleted ones included; it takes no more")
     record: Record = {
         "namespace_id": ctx.new_id(),
         "name": request.namespace,
@@ -180,8 +188,13 @@ def _publish(ctx: StepContext, versions: dict[str, int], record: Record) -> Repl
     """Writes the row and the topic's record, one version on."""
     record["version"] += 1
     namespace_id = record["namespace_id"]
-    ctx.emit(NAMESPACES, 0, namespace_id.encode(), "Namespace", record)
     data = codec.encode("Namespace", record)
+    if len(data) > NAMESPACE_BYTES_MAX and not record["deleted"]:
+        raise invalid(
+            f"namespace {record['name']} would have {len(data)} bytes of data, configuration and search attributes, "
+            f"expected at most {NAMESPACE_BYTES_MAX}"
+        )
+    ctx.emit(NAMESPACES, 0, namespace_id.encode(), "Namespace", record)
     ctx.rows.put(keys.namespace(namespace_id), data)
     ctx.forget_namespace(namespace_id)
     versions[namespace_id] = record["version"]
