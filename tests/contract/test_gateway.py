@@ -469,7 +469,8 @@ def test_polls_go_before_the_other_requests_that_came_with_them() -> None:
         await gateway.stop(0.1)
 
     asyncio.run(body())
-    assert served == [b"first", b"poll", b"0", b"1", b"2"]
+    assert served[:2] == [b"first", b"poll"]
+    assert sorted(served[2:]) == [b"0", b"1", b"2"]
 
 
 def test_tls_is_served_by_grpcio_whatever_was_asked_for() -> None:

@@ -160,6 +160,10 @@ def test_a_build_that_is_too_old_for_the_log_ends_and_leaves_the_shards_to_a_new
     level = FEATURE_LEVEL + 1
 
     async def main() -> None:
+        first = make(kafka, tmp_path, "first")
+        await first.start()
+        await until(lambda: first.serving == [0, 1])
+        await first.stop()
         newer = make(kafka, tmp_path, "newer", feature_level=level)
         with monkeypatch.context() as patched:
             patched.setattr(owner, "ShardFold", partial(ShardFold, feature_level_known=level))

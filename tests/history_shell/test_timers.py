@@ -129,6 +129,17 @@ def test_a_timer_row_that_stays_is_fired_at_growing_distances_and_does_not_hide_
     assert [workflow_id for _, workflow_id in table.fired].count("w2") == 1
 
 
+def test_a_timer_that_is_refused_at_once_is_tried_again_later_and_not_in_the_same_breath(world: World) -> None:
+    owner = opened(world, run_timeout_s=5)
+    world.full = True
+    world.run(30 * SECOND_NS)
+    assert owner.lost is None
+    assert fired_at(world) == []
+    world.full = False
+    world.run(61 * SECOND_NS)
+    assert len(fired_at(world)) == 1
+
+
 def test_only_timers_that_were_tried_are_remembered(world: World) -> None:
     table = Table(world)
     table.rows = [DueTimer("n", f"w{k}", "r", 10 * SECOND_NS) for k in range(1_000)]

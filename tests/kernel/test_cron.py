@@ -133,3 +133,5 @@ def test_a_zone_survives_as_text() -> None:
 def test_a_schedule_is_of_bounded_length() -> None:
     with pytest.raises(BadCron, match="1008 characters, expected at most 1000"):
         parse_cron(",".join(["1"] * 500) + "  * * * *")
+    with pytest.raises(BadCron, match="expected at most 1000"):
+        parse_cron(f"CRON_TZ={'Z' * 1_000} * * * * *")

@@ -9,11 +9,13 @@ from shard_driver import NAMESPACE_ID, ShardDriver, complete_workflow, schedule_
 from temporalio.api.operatorservice.v1 import request_response_pb2 as operator
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
+from everfold.history.machine import keys
 from everfold.history.machine.decide import namespace
 from everfold.history.machine.decide.purge import SWEPT_MAX
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.time import DAY_NS
 from everfold.schemas import codec
+from everfold.schemas.topics import NAMESPACES
 
 DAY_S = 86_400
 TASKS = ("workflow-tasks", "activity-tasks")
@@ -125,6 +127,12 @@ def tombstones(shard: ShardDriver) -> set[bytes]:
 def tasks(shard: ShardDriver) -> set[bytes]:
     """Keys of all task records."""
     return {row.key for step in shard.steps for row in step.outputs if row.topic in TASKS and row.value is not None}
+
+
+def test_the_row_is_what_the_topic_tells(shard: ShardDriver) -> None:
+    namespace_id = register(shard)
+    (told,) = [row.value for row in shard.steps[-1].outputs if row.topic == NAMESPACES.name]
+    assert shard.fold.rows.get(keys.namespace(namespace_id)) == told
 
 
 def test_a_cluster_has_a_bounded_number_of_namespaces(shard: ShardDriver, monkeypatch: pytest.MonkeyPatch) -> None:

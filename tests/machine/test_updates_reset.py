@@ -21,6 +21,7 @@ from shard_driver import (
 )
 from temporalio.api.command.v1 import message_pb2 as command_pb2
 from temporalio.api.protocol.v1 import message_pb2 as protocol_pb2
+from temporalio.api.query.v1 import message_pb2 as query_pb2
 from temporalio.api.update.v1 import message_pb2 as update_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from test_workflow_task import assert_history
@@ -129,6 +130,27 @@ def test_a_first_task_that_leaves_no_trace_is_answered_so_that_the_worker_forget
     again = shard.poll()
     assert [event.event_id for event in again.history.events] == [1, 2, 3, 4]
     assert [m.id for m in again.messages] == ["v/request"]
+
+
+def test_a_delayed_start_is_still_to_come_after_a_first_task_that_left_no_trace(shard: ShardDriver) -> None:
+    shard.start(workflow_start_delay=duration(3600))
+    shard.request("UPDATE_WORKFLOW", update_request("u"), workflow_id="w")
+    with pytest.raises(StatusError):
+        shard.complete(shard.poll(), messages=[rejection("u")], **sticky())
+    shard.signal()
+    shard.sleep(3590)
+    assert shard.history().splitlines() == ["1 WorkflowStarted", "2 WorkflowSignaled signal_name=go"]
+    shard.sleep(20)
+    assert [event.event_id for event in shard.poll().history.events] == [1, 2, 3, 4]
+
+
+def test_answers_to_queries_are_not_lost_with_a_first_task_that_leaves_no_trace(shard: ShardDriver) -> None:
+    shard.start(workflow_start_delay=duration(3600))
+    shard.request("UPDATE_WORKFLOW", update_request("u"), workflow_id="w")
+    request_ = {"query_results": {"q": query_pb2.WorkflowQueryResult(result_type=1)}}
+    answer = shard.complete(shard.poll(), messages=[rejection("u")], **request_, **sticky())
+    assert answer.reset_history_event_id == 0
+    assert shard.history() == "1 WorkflowStarted"
 
 
 @pytest.mark.parametrize("close", [continue_as_new, complete_workflow])

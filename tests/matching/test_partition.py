@@ -274,6 +274,7 @@ def test_polls_make_no_more_queues_than_a_partition_may_have_and_tasks_do(monkey
     with pytest.raises(partition.TooManyQueues, match="has 2 task queues in use"):
         table.poll("c", queue="three")
     table.poll("d", queue="one")
+    assert not table.partition.worker_there((WORKFLOW, "ns", "sticky"), table.now_ns)
     table.offer(task("t", queue="three"))
     assert table.poll("e", queue="three") == ["t -> e"]
 

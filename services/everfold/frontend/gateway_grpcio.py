@@ -40,6 +40,10 @@ _OPTIONS: Final = (
     ("grpc.http2.max_ping_strikes", 0),
 )
 
+_RECEIVED_TIMES_MAX: Final = 8
+"""grpcio itself cuts a message off at this many times our bound, in words of its own; up to there clients see
+Temporal's, by which SDKs know that a task's answer is too large and fail the task."""
+
 _UNKNOWN: Final = "/unknown"
 
 _SHUTTING_DOWN: Final = "the server is shutting down"
@@ -89,8 +93,7 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         Raises:
             OSError: the address is taken or not ours.
         """
-        # grpcio itself cuts a message off at twice our bound, in words of its own; up to there clients see Temporal's.
-        options = (*_OPTIONS, ("grpc.max_receive_message_length", 2 * self._request_bytes_max))
+        options = (*_OPTIONS, ("grpc.max_receive_message_length", _RECEIVED_TIMES_MAX * self._request_bytes_max))
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS_MAX)
         server.add_generic_rpc_handlers((self,))
         host = f"[{self._host}]" if ":" in self._host else self._host

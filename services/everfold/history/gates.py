@@ -31,28 +31,28 @@ class NamespaceGate:
         self._namespaces = namespaces
         self._version_in_shard = version_in_shard
         self._append = append
-        #: namespace id -> those who wait; bounded as proposals are, since each waiter is one
-        self._waiting: dict[str, list[Then]] = {}
+        #: namespace id -> those who wait, with the size of what they propose; bounded as proposals are
+        self._waiting: dict[str, list[tuple[Then, int]]] = {}
 
     def open_for(self, namespace_id: str) -> bool:
         """Whether nothing has to be told. True for what nobody knows: the fold refuses that itself."""
         known = self._namespaces.get(namespace_id)
         return known is None or self._version_in_shard(namespace_id) >= known[0]
 
-    def pass_through(self, namespace_id: str, then: Then) -> None:
+    def pass_through(self, namespace_id: str, then: Then, request_bytes: int = 0) -> None:
         """Call `then(None)` when the shard knows the namespace, or with a status when it could not be told."""
         waiting = self._waiting.get(namespace_id)
         if waiting is not None:
-            waiting.append(then)
+            waiting.append((then, request_bytes))
             return
         known = self._namespaces.get(namespace_id)
         if known is None or self._version_in_shard(namespace_id) >= known[0]:
             then(None)
             return
-        self._waiting[namespace_id] = [then]
+        self._waiting[namespace_id] = [(then, request_bytes)]
 
         def told(error: StatusError | None) -> None:
-            for waiter in self._waiting.pop(namespace_id, []):
+            for waiter, _ in self._waiting.pop(namespace_id, []):
                 waiter(error)
 
         self._append(namespace_id, *known, told)
@@ -62,9 +62,14 @@ class NamespaceGate:
         """How many wait."""
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def held_back_bytes(self) -> int:
+        """The size of their requests."""
+        return sum(size for waiters in self._waiting.values() for _, size in waiters)
+
     def close(self, reason: StatusError) -> None:
         """The shard is gone."""
         waiting, self._waiting = self._waiting, {}
         for waiters in waiting.values():
-            for waiter in waiters:
+            for waiter, _ in waiters:
                 waiter(reason)

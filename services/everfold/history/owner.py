@@ -408,6 +408,7 @@ class _Tenure:
                 await self._take()
                 await self._given_up.wait()
             except (StoreRefused, UnknownFeatureLevel) as refused:
+                await self._release()
                 self._server.on_fatal(refused)
                 return
             except StoreCorrupt as corrupt:

@@ -352,7 +352,7 @@ class Shard:
         limits, proposals = self.limits, self._proposals
         if bounded and (
             len(proposals) + self._gate.held_back >= limits.in_flight_max
-            or proposals.bytes >= limits.in_flight_bytes_max
+            or proposals.bytes + self._gate.held_back_bytes >= limits.in_flight_bytes_max
         ):
             on_verdict(self.overloaded())
             return
@@ -366,7 +366,7 @@ class Shard:
         if not gated or not namespace_id or self._gate.open_for(namespace_id):
             append(None)
         else:
-            self.tell_namespace(namespace_id, append)
+            self._gate.pass_through(namespace_id, append, len(body.get("message", b"")))
 
     def overloaded(self) -> StatusError:
         """The status for an RPC that comes when too much is in flight."""

@@ -94,6 +94,7 @@ class Timers:
         self._attempts: dict[RunKey, _Attempt] = {}
         self._timer: Cancellable | None = None
         self._open = False
+        self._proposing = False
 
     def open(self) -> None:
         """Start firing."""
@@ -156,6 +157,8 @@ class Timers:
                 wait = min(wait, attempt.not_before_ns - boot)
             elif len(self._in_flight) < self._in_flight_max:
                 self._propose(run, timer, attempt, boot)
+                if run not in self._in_flight:  # refused at once
+                    wait = min(wait, attempt.not_before_ns - boot)
             # else: the fold of one of those in flight looks again
             if attempt.count:
                 stuck[run] = attempt
@@ -184,6 +187,12 @@ class Timers:
                 self._metrics.observe("timer_lateness_seconds", max(late, 0) / SECOND_NS)
             else:
                 attempt.not_before_ns = max(attempt.not_before_ns, self._ports.boottime_ns() + _RETRY_FIRST_NS)
-                self._look_alone()
+                # One that is refused while it is proposed is seen by the look that proposes it.
+                if not self._proposing:
+                    self._look_alone()
 
-        self._fire(timer, done)
+        self._proposing = True
+        try:
+            self._fire(timer, done)
+        finally:
+            self._proposing = False

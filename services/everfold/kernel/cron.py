@@ -115,6 +115,8 @@ def parse_cron(text: str) -> Cron:
     Raises:
         BadCron: it is none.
     """
+    if len(text) > CRON_LENGTH_MAX:
+        raise BadCron(f"a schedule of {len(text)} characters, expected at most {CRON_LENGTH_MAX}")
     zone = ""
     if text.startswith(("CRON_TZ=", "TZ=")):
         found = _ZONE.fullmatch(text)
@@ -122,8 +124,6 @@ def parse_cron(text: str) -> Cron:
             raise BadCron(f"no schedule after the time zone: {text}")
         zone, text = found.groups()
         zone = "" if zone == "UTC" else zone
-    if len(text) > CRON_LENGTH_MAX:
-        raise BadCron(f"a schedule of {len(text)} characters, expected at most {CRON_LENGTH_MAX}")
     text = text.strip()
     if text.startswith("@every "):
         return Cron(zone, every_s=max(_duration_ns(text.removeprefix("@every ")) // SECOND_NS, 1))

@@ -91,7 +91,7 @@ class Starter:
 
     @property
     def unsettled(self) -> int:
-        """Starts of which it is still asked what became of them, when their polls have left."""
+        """What is still to be said to history, or asked of it, about tasks whose polls have left."""
         return len(self._background)
 
     async def start(self, parked: ParkedPoll, entry: Entry) -> bytes | None:

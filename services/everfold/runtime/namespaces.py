@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from everfold.kernel.errors import StatusError
 from everfold.schemas import codec
 
 STATE_REGISTERED: Final = 1
@@ -95,7 +96,8 @@ def decode_namespace(value: bytes) -> Namespace:
 
 
 CatchUp = Callable[[], Awaitable[None]]
-"""Returns once every record that was on the topic when it was called has gone through `apply`."""
+"""Returns once every record that was on the topic when it was called has gone through `apply`. Raises StatusError when
+the topic cannot be read."""
 
 
 class NamespaceRegistry:
@@ -109,8 +111,8 @@ class NamespaceRegistry:
         self._by_name: dict[str, Namespace] = {}
         self._asked = 0
         self._answered = 0
-        #: why the last read failed
-        self._failure: Exception | None = None
+        #: why the last read failed; not the exception, which would keep all who raise it
+        self._failure: tuple[int, str] | None = None
         self._catching_up = asyncio.Lock()
         self._watchers: set[asyncio.Future[None]] = set()
 
@@ -178,16 +180,16 @@ class NamespaceRegistry:
         async with self._catching_up:
             if self._answered >= ticket:
                 if self._failure is not None:
-                    raise self._failure
+                    raise StatusError(*self._failure)
                 return
             covers = self._asked
             try:
                 await self._catch_up()
                 self._failure = None
-            except Exception as failure:
+            except StatusError as failure:
                 # Those who came in time for this read fail with it; else each would wait for a try of its own, one
                 # after the other.
-                self._failure = failure
+                self._failure = failure.code, failure.message
                 self._answered = covers
                 raise
             self._answered = covers

@@ -102,6 +102,23 @@ def update_rejected_before_delayed_start(s: Script) -> None:
     _outcome(s, waiting)
 
 
+@scenario("12w", "a delayed start comes all the same after its first task left no trace")
+def delayed_start_after_rejection(s: Script) -> None:
+    s.start(workflow_start_delay=seconds(4))
+    waiting = begin_update(s, "u1")
+    task = s.poll("with the update")
+    asked = task.messages[0]
+    rejection = update_v1.Rejection(
+        rejected_request_message_id=asked.id, rejected_request_sequencing_event_id=asked.event_id
+    )
+    rejection.failure.message = "not now"
+    with contextlib.suppress(RpcError):  # as in 12v
+        s.complete(task, messages=[message(asked, "reject", rejection)])
+    _outcome(s, waiting)
+    s.signal("while it waits")
+    s.complete(s.poll("when the delay is over"), s.done())
+
+
 @scenario("12d", "a workflow completes with an accepted update open")
 def update_left_open(s: Script) -> None:
     s.start()

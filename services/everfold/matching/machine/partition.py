@@ -154,13 +154,8 @@ class TaskPartition:
     # queries
 
     def worker_there(self, key: QueueKey, now_ns: int) -> bool:
-        """Whether the worker of a sticky queue is there.
-
-        Raises:
-            TooManyQueues: there is no such queue, and no room for it.
-        """
-        self._check_room(key)
-        return self.queue(key, True, now_ns).worker_there(now_ns)
+        """Whether the worker of a sticky queue is there. Nobody's is where there is no room for its queue."""
+        return self._has_room(key) and self.queue(key, True, now_ns).worker_there(now_ns)
 
     def query(
         self, key: QueueKey, sticky: bool, query_id: str, task: bytes, handle: object, now_ns: int
@@ -227,8 +222,11 @@ class TaskPartition:
             queue.tick(now_ns)  # asks for its first wake
         return queue
 
+    def _has_room(self, key: QueueKey) -> bool:
+        return len(self.queues) < QUEUES_MAX or key in self.queues
+
     def _check_room(self, key: QueueKey) -> None:
-        if len(self.queues) >= QUEUES_MAX and key not in self.queues:
+        if not self._has_room(key):
             raise TooManyQueues(f"task partition {self.number} has {QUEUES_MAX} task queues in use; it takes no more")
 
     def _known(self, key: TaskKey) -> bool:

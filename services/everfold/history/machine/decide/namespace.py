@@ -188,13 +188,13 @@ def _publish(ctx: StepContext, versions: dict[str, int], record: Record) -> Repl
     """Writes the row and the topic's record, one version on."""
     record["version"] += 1
     namespace_id = record["namespace_id"]
+    ctx.emit(NAMESPACES, 0, namespace_id.encode(), "Namespace", record)
     data = codec.encode("Namespace", record)
     if len(data) > NAMESPACE_BYTES_MAX and not record["deleted"]:
         raise invalid(
             f"namespace {record['name']} would have {len(data)} bytes of data, configuration and search attributes, "
             f"expected at most {NAMESPACE_BYTES_MAX}"
         )
-    ctx.emit(NAMESPACES, 0, namespace_id.encode(), "Namespace", record)
     ctx.rows.put(keys.namespace(namespace_id), data)
     ctx.forget_namespace(namespace_id)
     versions[namespace_id] = record["version"]

@@ -217,10 +217,12 @@ def _discard(turn: Turn, request: ws.RespondWorkflowTaskCompletedRequest) -> Rep
 
     Not to the beginning, as 0 is no event. A real server says 0 all the same, and SDKs then take the events that come
     to stand where those of the first task stood for known: signals among them never reach the workflow's code. Here
-    the completion of a first task is answered NOT_FOUND, at which SDKs forget what they have cached.
+    the completion of a first task is answered NOT_FOUND, at which SDKs forget what they have cached, unless it brings
+    answers to queries, which are not to be lost.
     """
     run = turn.run
     first = run.last_completed_started_id == 0
+    forgets = first and not request.query_results
     turn.ctx.step.workflow_tasks_ended.append((RunKey(run.namespace_id, run.workflow_id, run.run_id), True))
     for message in request.messages:
         handle_message(turn, message)
@@ -228,12 +230,15 @@ def _discard(turn: Turn, request: ws.RespondWorkflowTaskCompletedRequest) -> Rep
     run.workflow_task = None
     inline = False
     if has_admitted(run):
-        inline = request.return_new_workflow_task and not first
+        inline = request.return_new_workflow_task and not forgets
         schedule_speculative_task(turn)
         if inline:
             begin_task(turn, INLINE_REQUEST_ID, request.identity)
+    elif first and run.execution_at_ns > run.started_at_ns:
+        # The update did not wait for the delayed start; that is still to come.
+        run.first_task_at_ns = run.execution_at_ns
     turn.finish()
-    if first:
+    if forgets:
         return Reply(error=workflow_task_not_found())
     reply = responses.task_completed(turn.ctx, run, [], inline)
     tail = ws.RespondWorkflowTaskCompletedResponse(reset_history_event_id=run.last_completed_started_id)
