@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from typing import Final
 
 import structlog
 
@@ -18,6 +19,9 @@ from everfold.runtime.lifecycle import PARENT_ENV, Fatal
 
 log = structlog.get_logger("everfold")
 
+CHILD_NICENESS: Final = 5
+"""Beside everything else on one machine the processors give way: workers wait for tasks, and nobody for the index."""
+
 
 def run(settings: Settings) -> None:
     """Run the processors until SIGINT or SIGTERM. Raises Fatal when one cannot go on."""
@@ -26,6 +30,7 @@ def run(settings: Settings) -> None:
 
     topics.kafka_settings(settings)
     if PARENT_ENV in os.environ:  # a child works in its parent's directory, which the parent holds
+        os.nice(CHILD_NICENESS)
         status = run_worker(create_app(options_of(settings)))
     else:
         data = open_data_dir(settings, default=WORKER)
