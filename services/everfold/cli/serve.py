@@ -17,6 +17,7 @@ from everfold.cli.version import version
 from everfold.runtime.broker import BrokerError
 from everfold.runtime.config import Settings
 from everfold.runtime.datadir import DataDir, default_data_dir
+from everfold.runtime.huge_pages import keep_heap_on_huge_pages
 from everfold.runtime.kafka import KafkaTrouble
 from everfold.runtime.lifecycle import Fatal, Supervisor, catch_signals
 
@@ -52,18 +53,20 @@ async def _main(program: Program) -> BaseException | None:
     gc.set_threshold(50_000, 20, 50)
     starting = asyncio.ensure_future(program.start(supervisor))
     ended = asyncio.ensure_future(supervisor.wait_ended())
+    tasks = [starting, ended]
     try:
         await asyncio.wait((starting, ended), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            tasks.append(asyncio.ensure_future(keep_heap_on_huge_pages()))
             await ended
     except Exception as error:
         supervisor.end(error) if supervisor.failure is None and not _expected(error) else None
         return error
     finally:
-        for task in (starting, ended):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(starting, ended, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await supervisor.stop()
         program.close()
     return supervisor.failure

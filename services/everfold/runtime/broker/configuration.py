@@ -109,6 +109,8 @@ def java_command(runtime: Runtime, main: str, arguments: list[str], *, heap_mb: 
         "-Dlog4j2.disableJmx=true",
         f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties')}",
     ]
+    if sys.platform == "linux":  # unknown elsewhere, and then fatal; docs/decisions/0022-huge-pages.md
+        command.append("-XX:+UseTransparentHugePages")
     if runtime.java.major >= 23:
         # Kafka's and lz4's use of Unsafe works, and nobody here can change it.
         command.append("--sun-misc-unsafe-memory-access=allow")
