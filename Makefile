@@ -10,7 +10,7 @@ SECONDS ?= 300
 PROGRAMS ?= 300
 SEED ?=
 
-.PHONY: setup check test sim integration crash generated memory bench demo docs clean help
+.PHONY: setup check test sim integration crash generated memory bench bench-check demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ memory: $(READY) ## memory in full: 5,000 open workflows, 20,000 one after the o
 
 bench: $(READY) ## Everfold beside a real Temporal dev server
 	$(BIN)/python benchmarks/run.py
+
+bench-check: $(READY) ## the same; fails unless every goal is reached
+	$(BIN)/python benchmarks/run.py --check
 
 demo: $(READY) ## one workflow: its result, its history, its Avro events read back from Kafka
 	$(BIN)/python examples/demo.py
