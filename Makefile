@@ -13,7 +13,7 @@ SEED ?=
 .PHONY: setup check test sim integration crash generated memory bench bench-check demo docs clean help
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(READY) ## .venv with the everfold command and Kafka's jars
 
