@@ -331,6 +331,9 @@ def chosen_server(directory: Path, *arguments: str) -> Iterator[str]:
     if ":" in choice:
         yield choice
         return
-    make = temporal_server if choice == "temporal" else everfold_server
-    with make(directory, *arguments) as server:
+    if choice == "temporal":
+        server = temporal_server(directory, *arguments)
+    else:  # with more shards than a user's one, so that parents and children meet across them
+        server = everfold_server(directory, "--shards", "2", *arguments)
+    with server:
         yield server.address

@@ -103,8 +103,9 @@ class NodeSettings:
 
 TASK_PARTITIONS_DEFAULT: Final = 2
 SHARDS_DEFAULT: Final = 4
-SHARDS_EMBEDDED: Final = 2
-"""One process folds them all there, so more shards only mean more and smaller requests to the broker."""
+SHARDS_EMBEDDED: Final = 1
+"""One process folds them all there, so more shards only mean more and smaller requests to the broker. A Temporal dev
+server has one, too. Measured in docs/decisions/0015-latency-and-requests.md."""
 
 
 @dataclass(frozen=True)
