@@ -29,7 +29,7 @@ import structlog
 from google.protobuf.message import Message
 
 from everfold.history.chains import Chains, Entry
-from everfold.history.machine.shard_fold import COMMAND_BYTES, COMMAND_SHA256
+from everfold.history.machine.rejected_commands import COMMAND_BYTES, COMMAND_SHA256
 from everfold.history.machine.step import Step
 from everfold.history.ports import Cancellable, Headers, Metrics, Namespaces, NoMetrics, ProducerFull, ShardPorts
 from everfold.history.shard import Shard

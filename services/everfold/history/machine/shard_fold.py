@@ -11,36 +11,22 @@ happens then (law 9):
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from everfold.history.machine import keys
+from everfold.history.machine import keys, quarantine
 from everfold.history.machine.cache import RunCache
 from everfold.history.machine.context import NamespaceInfo, StepContext
-from everfold.history.machine.deadlines import next_deadline
-from everfold.history.machine.decide import (
-    activity,
-    activity_reset,
-    cross_run,
-    multi_operation,
-    namespace,
-    purge,
-    reset,
-    signal,
-    start,
-    terminate,
-    timers,
-    updates,
-    workflow_task,
-)
+from everfold.history.machine.decide import cross_run, namespace, purge, workflow_task
 from everfold.history.machine.decide.hand_out import HandOut, prepare
 from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
 from everfold.history.machine.decide.offer_again import offer_tasks_again
 from everfold.history.machine.outputs import emit_visibility
-from everfold.history.machine.rejections import namespace_not_found, too_many, workflow_not_found
+from everfold.history.machine.record_kinds import BY_NAMESPACE, BY_RUN
+from everfold.history.machine.rejected_commands import emit_rejected, reject_command
+from everfold.history.machine.rejections import namespace_not_found, workflow_not_found
 from everfold.history.machine.rows import Rows, RowStore
 from everfold.history.machine.shard_meta import ShardMeta
 from everfold.history.machine.state import Run, decode_run
@@ -60,20 +46,9 @@ from everfold.kernel.ids import SLOTS, Origin, slot_of
 from everfold.kernel.limits import DEFAULTS, Limits
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
-from everfold.schemas.topics import COMMANDS_REJECTED
 
 CLOCK_LEAD_MAX_NS: Final = SECOND_NS
 """How far a proposer's clock may stay behind the broker's stamp before the stamp is not believed."""
-
-PARKED_MAX: Final = 1_000
-"""Records that wait for one quarantined run at most; more are refused as busy, so a store cannot grow without bound."""
-
-
-COMMAND_SHA256: Final = "command.sha256"
-"""Fact of a record that came from `commands`: SHA-256 of the value that a user wrote, in hex."""
-
-COMMAND_BYTES: Final = "command.bytes"
-"""The size of that value."""
 
 
 class LogRecord(NamedTuple):
@@ -217,7 +192,12 @@ class ShardFold:
             engine(self, ctx, body)
             ctx.commit()
             return
-        if not self._park(ctx, body, record):
+        run = self._run_of(ctx, body) if body["workflow_id"] else None
+        if run is not None and run.quarantined:
+            full = quarantine.park(ctx, run, record.offset, record.value)
+            if full is not None:
+                reject_command(ctx, body, full)
+        else:
             self._settle(ctx, body)
         ctx.commit()
 
@@ -231,18 +211,18 @@ class ShardFold:
         except StatusError as refusal:
             ctx.go_back()
             ctx.step.reply = Reply(error=refusal)
-            self._reject_command(ctx, body, refusal)
+            reject_command(ctx, body, refusal)
             if refusal.code == Code.NOT_FOUND and kind in LEFTOVERS:
                 void_leftover(ctx, self._run_of(ctx, body), kind, body)
         except (MemoryError, ShardLost):
             raise
         except Exception as defect:  # the pure step is the same on every host: so is its failure (law 9)
             ctx.go_back()
-            self._quarantine(ctx, body, defect)
-            self._reject_command(ctx, body, StatusError(13, "the workflow is quarantined; see the server's log"))
+            quarantine.set_aside(ctx, self._run_of(ctx, body), body, defect)
+            reject_command(ctx, body, StatusError(Code.INTERNAL, "the workflow is quarantined; see the server's log"))
 
     def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
-        by_run = _BY_RUN.get(kind)
+        by_run = BY_RUN.get(kind)
         payload, start = body["body"], body["start"]
         if kind == "FIRE_TIMER" and not body["workflow_id"]:
             return purge.decide_sweep(ctx, body["namespace_id"], payload["due_at_ns"], self._slots())
@@ -260,9 +240,9 @@ class ShardFold:
         registry = namespace.DECIDERS.get(kind)
         if registry is not None:
             return registry(ctx, self.meta.namespaces, payload["message"])
-        by_namespace = _BY_NAMESPACE.get(kind)
+        by_namespace = BY_NAMESPACE.get(kind)
         if by_namespace is None:
-            raise StatusError(12, f"{kind} is not built in this version of Everfold")
+            raise StatusError(Code.UNIMPLEMENTED, f"{kind} is not built in this version of Everfold")
         known = ctx.namespace(body["namespace_id"])
         if known is None or known.deleted:
             raise namespace_not_found(body["namespace_id"] if known is None else known.name)
@@ -287,44 +267,6 @@ class ShardFold:
             return None
         return ctx.find(known.namespace_id, known.name, body["workflow_id"], body["run_id"])
 
-    # ---- quarantine -------------------------------------------------------------------------------------------------
-
-    def _quarantine(self, ctx: StepContext, body: Record, defect: Exception) -> None:
-        """Sets the run aside. The reason is state, and so holds nothing that hosts may differ in, such as a library's
-        words; nor does the log get the exception's text, which may be a user's data, but the place.
-        """
-        run = self._run_of(ctx, body)
-        key = RunKey(body["namespace_id"], body["workflow_id"], body["run_id"] if run is None else run.run_id)
-        reason = f"{type(defect).__name__} in {body['kind']}"
-        frame = traceback.extract_tb(defect.__traceback__)[-1]
-        ctx.step.quarantined.append((key, f"{reason} at {frame.filename}:{frame.lineno}"))
-        ctx.step.reply = Reply(error=StatusError(13, f"workflow {key.workflow_id} is quarantined: {reason}"))
-        if run is None:
-            return
-        run.quarantined = reason
-        if run.deadline_ns:
-            part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
-            ctx.rows.delete(keys.timer(run.deadline_ns, run.slot, part))
-            run.deadline_ns = 0
-        ctx.put_run(run)
-
-    def _park(self, ctx: StepContext, body: Record, record: LogRecord) -> bool:
-        """A record for a quarantined run waits in a row of its own until the run is released."""
-        run = self._run_of(ctx, body) if body["workflow_id"] else None
-        if run is None or not run.quarantined:
-            return False
-        part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
-        waiting = sum(1 for _ in self.rows.scan(*keys.parked_range(run.slot, part)))
-        if waiting >= PARKED_MAX:
-            full = too_many(f"workflow {run.workflow_id} is quarantined and {waiting} records wait for it already")
-            ctx.step.reply = Reply(error=full)
-            self._reject_command(ctx, body, full)
-            return True
-        ctx.rows.put(keys.parked(run.slot, part, record.offset), record.value)
-        waits = f"workflow {run.workflow_id} is quarantined: {run.quarantined}"
-        ctx.step.reply = Reply(error=StatusError(Code.UNAVAILABLE, waits))
-        return True
-
     def _release(self, ctx: StepContext, body: Record) -> None:
         """Takes up a quarantined run, and what waits for it, in order, until something quarantines it anew."""
         run = self._run_of(ctx, body)
@@ -333,14 +275,8 @@ class ShardFold:
             fine = StatusError(Code.FAILED_PRECONDITION, f"workflow {body['workflow_id']} is not quarantined")
             ctx.step.reply = Reply(error=workflow_not_found(body["workflow_id"]) if run is None else fine)
             return
-        run.quarantined = ""
-        part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
-        due = next_deadline(run)
-        if due:
-            ctx.rows.put(keys.timer(due, run.slot, part), b"")
-            run.deadline_ns = due
-        ctx.put_run(run)
-        for key, value in list(self.rows.scan(*keys.parked_range(run.slot, part))):
+        quarantine.take_up(ctx, run)
+        for key, value in quarantine.parked(ctx, run):
             ctx.rows.delete(key)
             self._settle_late(ctx, value)
             run = self._run_of(ctx, body)
@@ -428,8 +364,8 @@ class ShardFold:
         self.meta.outputs_sent = place
 
     def _command_rejected(self, ctx: StepContext, body: Record) -> None:
-        rejected = body["body"]
-        self._emit_rejected(ctx, rejected)
+        rejected = dict(body["body"])
+        emit_rejected(ctx, rejected.pop("key"), rejected)
         ctx.step.reply = Reply()
 
     def _commands_passed(self, ctx: StepContext, body: Record) -> None:
@@ -453,33 +389,6 @@ class ShardFold:
             meta.offer_cursor = offer_tasks_again(ctx, self._slots(), meta.offer_cursor)
         if not meta.offer_cursor:
             meta.offered_epoch = ctx.epoch
-
-    def _reject_command(self, ctx: StepContext, body: Record, error: StatusError) -> None:
-        """A user's record that the machine refuses is told on `commands-rejected`; an RPC's caller has the reply."""
-        origin = body["origin"]
-        if origin is None or origin["source"] != "COMMANDS":
-            return
-        self._emit_rejected(
-            ctx,
-            {
-                "topic": "commands",
-                "partition": origin["partition"],
-                "offset": origin["offset"],
-                "epoch": origin["epoch"],
-                "reason": error.message[:4096],
-                "code": int(error.code),
-                "sha256": bytes.fromhex(body["facts"].get(COMMAND_SHA256, "")),
-                "size_bytes": int(body["facts"].get(COMMAND_BYTES, -1)),
-                "sample": b"",
-                "key": body["workflow_id"].encode(),
-            },
-        )
-
-    def _emit_rejected(self, ctx: StepContext, rejected: Record) -> None:
-        key = rejected.pop("key", b"")
-        rejected["rejected_at_ns"] = ctx.now_ns
-        ctx.step.rejected = rejected["code"]
-        ctx.emit(COMMANDS_REJECTED, 0, key, "RejectedCommand", rejected)
 
     def _all_runs(self) -> Iterator[Run]:
         for slot in self._slots():
@@ -623,8 +532,6 @@ def _place(origin: Record) -> tuple[int, int, int]:
 
 
 Engine = Callable[[ShardFold, StepContext, Record], None]
-ByRun = Callable[[StepContext, Run | None, Record], Reply]
-ByNamespace = Callable[[StepContext, NamespaceInfo, bytes], Reply]
 
 _ENGINE: Final[dict[str, Engine]] = {
     "GENESIS": ShardFold._genesis,
@@ -639,72 +546,3 @@ _ENGINE: Final[dict[str, Engine]] = {
     "OFFER_TASKS_AGAIN": ShardFold._offer_tasks_again,
     "FEATURE_LEVEL_RAISED": ShardFold._feature_level_raised,
 }
-
-
-def _fire_timer(ctx: StepContext, run: Run | None, body: Record) -> Reply:
-    if run is None:
-        return Reply()
-    part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
-    return timers.decide_fire_timer(ctx, run, keys.timer(body["due_at_ns"], run.slot, part))
-
-
-def _start_workflow_task(ctx: StepContext, run: Run | None, body: Record) -> Reply:
-    if body["handed_out"] is not None:
-        return workflow_task.decide_start_handed_out(ctx, run, body)
-    return workflow_task.decide_start_task(
-        ctx, run, body["scheduled_event_id"], body["attempt"], body["stamp"], body["request_id"], body["poll"]
-    )
-
-
-def _start_activity_task(ctx: StepContext, run: Run | None, body: Record) -> Reply:
-    return activity.decide_start_activity(
-        ctx, run, body["scheduled_event_id"], body["attempt"], body["stamp"], body["request_id"], body["poll"]
-    )
-
-
-def _return_task(ctx: StepContext, run: Run | None, body: Record) -> Reply:
-    if body["task_type"] == "WORKFLOW":
-        decide = workflow_task.decide_return_workflow_task
-    else:
-        decide = activity.decide_return_activity
-    return decide(ctx, run, body["scheduled_event_id"], body["attempt"], body["request_id"])
-
-
-def _message(decide: Callable[[StepContext, Run | None, bytes], Reply]) -> ByRun:
-    return lambda ctx, run, body: decide(ctx, run, body["message"])
-
-
-_BY_RUN: Final[dict[str, ByRun]] = {
-    "FIRE_TIMER": _fire_timer,
-    "START_WORKFLOW_TASK": _start_workflow_task,
-    "START_ACTIVITY_TASK": _start_activity_task,
-    "RETURN_TASK": _return_task,
-    "STICKY_WORKER_GONE": lambda ctx, run, body: workflow_task.decide_sticky_worker_gone(
-        ctx, run, body["scheduled_event_id"], body["stamp"]
-    ),
-    "RESET_STICKY": lambda ctx, run, body: workflow_task.decide_reset_sticky(ctx, run),
-    "FAIL_WORKFLOW_TASK": _message(workflow_task.decide_fail_task),
-    "COMPLETE_ACTIVITY": _message(activity.decide_complete_activity),
-    "FAIL_ACTIVITY": _message(activity.decide_fail_activity),
-    "CANCEL_ACTIVITY": _message(activity.decide_cancel_activity),
-    "HEARTBEAT_ACTIVITY": _message(activity.decide_heartbeat),
-}
-"""Records about one run, found by the envelope: kind -> decider."""
-
-_BY_NAMESPACE: Final[dict[str, ByNamespace]] = {
-    "START_WORKFLOW": start.decide_start,
-    "SIGNAL_WITH_START_WORKFLOW": start.decide_signal_with_start,
-    "SIGNAL_WORKFLOW": signal.decide_signal,
-    "REQUEST_CANCEL_WORKFLOW": signal.decide_request_cancel,
-    "TERMINATE_WORKFLOW": terminate.decide_terminate,
-    "UPDATE_WORKFLOW": updates.decide_update,
-    "MULTI_OPERATION": multi_operation.decide_multi_operation,
-    "DELETE_WORKFLOW": purge.decide_delete,
-    "RESET_WORKFLOW": reset.decide_reset,
-    "RESET_ACTIVITY": activity_reset.decide_reset_activity,
-    "COMPLETE_ACTIVITY_BY_ID": activity.decide_complete_activity_by_id,
-    "FAIL_ACTIVITY_BY_ID": activity.decide_fail_activity_by_id,
-    "CANCEL_ACTIVITY_BY_ID": activity.decide_cancel_activity_by_id,
-    "HEARTBEAT_ACTIVITY_BY_ID": activity.decide_heartbeat_by_id,
-}
-"""Records that find their run themselves: kind -> decider."""
