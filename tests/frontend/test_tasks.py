@@ -121,6 +121,39 @@ def test_a_token_of_a_namespace_that_is_gone_is_not_found() -> None:
     run(scenario, OTHER)
 
 
+def temporals_token(*strings: str) -> bytes:
+    """A token as Temporal's servers make it: namespace id, workflow id, run id, scheduled event 5."""
+    fields = b"".join(bytes((number << 3 | 2, len(text))) + text.encode() for number, text in enumerate(strings, 1))
+    return fields + b"\x20\x05"
+
+
+@pytest.mark.parametrize(
+    ("token", "code", "text"),
+    [
+        (
+            temporals_token(NAMESPACE_ID, "w", "r"),
+            Code.NOT_FOUND,
+            'workflow execution not found for workflow ID "w" and run ID "r"',
+        ),
+        (temporals_token(NAMESPACE_ID, "w"), Code.NOT_FOUND, "workflow not found for ID: w"),
+        (temporals_token("elsewhere", "w", "r"), Code.NOT_FOUND, "Namespace elsewhere is not found."),
+        (temporals_token(NAMESPACE_ID), Code.INVALID_ARGUMENT, "Business ID is not set on request."),
+        (b"\x0a", Code.INVALID_ARGUMENT, "Error deserializing task token."),
+        (b"\x0a\x01\xff", Code.INVALID_ARGUMENT, "Error deserializing task token."),
+        (temporals_token(NAMESPACE_ID) + b"\x10\x05", Code.INVALID_ARGUMENT, "Error deserializing task token."),
+    ],
+)
+@pytest.mark.parametrize(("method", "_kind", "answer"), ANSWERS[:6], ids=[method for method, _, _ in ANSWERS[:6]])
+def test_a_token_of_a_temporal_server_is_of_a_workflow_that_is_not_here(
+    method: str, _kind: str, answer: Message, token: bytes, code: Code, text: str
+) -> None:
+    async def scenario(frontend: Frontend) -> None:
+        error = await frontend.error(method, type(answer)(task_token=token))
+        assert (error.code, error.message) == (code, text)
+
+    run(scenario)
+
+
 def test_a_result_that_is_too_large_fails_the_activity() -> None:
     async def scenario(frontend: Frontend) -> None:
         request = ws.RespondActivityTaskCompletedRequest(task_token=ACTIVITY_TOKEN, result=LARGE, identity="me")
