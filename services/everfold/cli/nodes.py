@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from everfold.frontend.cluster import ClusterFacts
+from everfold.frontend.freshness import Freshness
 from everfold.frontend.gateway import TlsFiles
 from everfold.frontend.limits import FrontendLimits
 from everfold.frontend.server import LONG_POLLS, FrontendServer
@@ -44,7 +45,7 @@ from everfold.runtime.namespaces import NamespaceRegistry
 from everfold.runtime.router import Router
 from everfold.runtime.rpc import RpcPool, RpcServer
 from everfold.runtime.topics_admin import REPLICATION_MIN, ClusterShape, apply_topics, require_topics
-from everfold.schemas.topics import SHARD_LOG, WORKFLOW_TASKS
+from everfold.schemas.topics import SHARD_LOG, VISIBILITY, WORKFLOW_TASKS
 from everfold.visibility.found import FoundIndex
 from everfold.visibility.store import IndexUnusable, VisibilityStore, open_visibility
 
@@ -315,6 +316,7 @@ class Node:
             task_partitions=shape.task_partitions,
             cluster=ClusterFacts(self._cluster.cluster_id, shape.shards),
             visibility=index,
+            freshness=self._freshness(index),
             gateway=settings.frontend.gateway,
             tls=self._tls,
             limits=limits,
@@ -339,6 +341,15 @@ class Node:
         except IndexUnusable as error:
             raise Fatal(str(error)) from None
         return index
+
+    def _freshness(self, index: VisibilityStore | FoundIndex) -> Freshness | None:
+        """Where every shard is of this process, it is known what the index has to reach."""
+        history = self.history
+        if not self._alone or history is None or not isinstance(index, VisibilityStore):
+            return None
+        return Freshness(
+            lambda: history.newest_outputs(VISIBILITY), lambda shards: index.reached(VISIBILITY.name, shards)
+        )
 
     async def wait_served(self, timeout: float) -> None:
         """Return when somebody serves each shard and each task partition. Raises Fatal when that takes too long."""

@@ -21,6 +21,7 @@ from everfold.frontend.calls import (
 )
 from everfold.frontend.cluster import ClusterFacts, ClusterHandlers
 from everfold.frontend.core import Core
+from everfold.frontend.freshness import Freshness
 from everfold.frontend.gateway import SHUTDOWN_GRACE_SECONDS, Gateway, TlsFiles, open_gateway
 from everfold.frontend.limits import FrontendLimits
 from everfold.frontend.namespace import NamespaceHandlers
@@ -66,6 +67,7 @@ class FrontendServer:
         task_partitions: int,
         cluster: ClusterFacts,
         visibility: VisibilityIndex | None = None,
+        freshness: Freshness | None = None,
         gateway: str = "native",
         tls: TlsFiles | None = None,
         limits: FrontendLimits | None = None,
@@ -82,6 +84,7 @@ class FrontendServer:
             task_partitions: partitions of each task topic.
             cluster: what GetClusterInfo says; its address is filled in when it is empty and the port is known.
             visibility: the index behind List and Count; without one they answer UNAVAILABLE.
+            freshness: how far the index is, where that is known; without it lists do not wait for the index.
             gateway: "native" or "grpcio".
             tls: serve TLS (on grpcio).
             limits: bounds; Temporal's defaults if None.
@@ -92,7 +95,7 @@ class FrontendServer:
         if port and not cluster.address:
             cluster = replace(cluster, address=f"{host}:{port}")
         self._cluster = ClusterHandlers(cluster)
-        self._visibility = VisibilityHandlers(self._core, visibility)
+        self._visibility = VisibilityHandlers(self._core, visibility, freshness)
         self.handlers: Mapping[str, Handler] = complete_table(self._handlers(cluster))
         self._gateway: Gateway = open_gateway(
             gateway,

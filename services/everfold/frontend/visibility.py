@@ -12,6 +12,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, parse
+from everfold.frontend.freshness import Freshness
 from everfold.kernel.errors import Code, StatusError
 
 _T = TypeVar("_T")
@@ -42,9 +43,10 @@ class VisibilityIndex(Protocol):
 class VisibilityHandlers:
     """List, Scan and Count."""
 
-    def __init__(self, core: Core, index: VisibilityIndex | None) -> None:
+    def __init__(self, core: Core, index: VisibilityIndex | None, freshness: Freshness | None) -> None:
         self._core = core
         self._index = index
+        self._freshness = freshness
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="visibility")
         self._queued = 0
 
@@ -69,7 +71,7 @@ class VisibilityHandlers:
             )
             return ws.ListWorkflowExecutionsResponse(executions=runs, next_page_token=token).SerializeToString()
 
-        return await self._ask(ask)
+        return await self._ask(ask, fresh=not message.next_page_token)
 
     async def count(self, context: CallContext, request: bytes) -> bytes:
         """CountWorkflowExecutions."""
@@ -87,11 +89,13 @@ class VisibilityHandlers:
             raise StatusError(Code.UNAVAILABLE, "this server has no visibility index (visibility.url is not set)")
         return self._index
 
-    async def _ask(self, question: Callable[[], _T]) -> _T:
+    async def _ask(self, question: Callable[[], _T], *, fresh: bool = True) -> _T:
         if self._queued >= QUEUED_MAX:
             raise StatusError(Code.UNAVAILABLE, "the visibility index is busy, please retry")
         self._queued += 1
         try:
+            if fresh and self._freshness is not None:
+                await self._freshness.caught_up(self._threads)
             return await asyncio.get_running_loop().run_in_executor(self._threads, question)
         finally:
             self._queued -= 1

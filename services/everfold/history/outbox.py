@@ -55,6 +55,8 @@ class Outbox:
         #: whether what is read from the store was there when the shard was taken: a former owner may have sent it
         self._taken_over = False
         self.position: Origin | None = None
+        #: topic -> the last output for it that went into the window
+        self.newest: dict[str, Origin] = {}
 
     def open(self, position: Origin | None) -> None:
         """Start sending what comes after `position` (None: everything there is)."""
@@ -119,7 +121,7 @@ class Outbox:
         entry = Entry(row.origin, row.topic, row.partition, row.key, row.value)
         self._window.append(entry)
         self._window_bytes += entry.size
-        self._cursor = row.origin
+        self._cursor = self.newest[row.topic] = row.origin
         self._metrics.count("outputs_resent" if self._taken_over else "outputs_sent", topic=row.topic)
         self._chains.send(entry)
 

@@ -55,7 +55,7 @@ from everfold.runtime.kafka import (
 )
 from everfold.runtime.kafka.group import SESSION_MS
 from everfold.runtime.kafka.producer import QUEUE_BYTES_MAX
-from everfold.schemas.topics import ACTIVITY_TASKS, COMMANDS, SHARD_LOG, WORKFLOW_TASKS
+from everfold.schemas.topics import ACTIVITY_TASKS, COMMANDS, SHARD_LOG, WORKFLOW_TASKS, Topic
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -237,6 +237,11 @@ class HistoryServer:
     def serving(self) -> list[int]:
         """The shards that answer here."""
         return sorted(number for number, held in self.shards.items() if held.shard.serving)
+
+    def newest_outputs(self, topic: Topic) -> dict[int, tuple[int, int, int]]:
+        """Shard -> place in its log of the last output for a topic. Shards that have made none yet are left out."""
+        made = ((number, held.shard.outbox.newest.get(topic.name)) for number, held in self.shards.items())
+        return {number: (last.epoch, last.offset, last.index) for number, last in made if last is not None}
 
     def announce(self) -> None:
         """Say what is served here, after a change."""

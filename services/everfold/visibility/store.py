@@ -224,6 +224,11 @@ class VisibilityStore:
         )
         return None if row is None else Position(row[0], (row[1], row[2], row[3]))
 
+    def reached(self, source: str, partitions: Iterable[int]) -> dict[int, Place]:
+        """Source partition -> place of the last record folded in. Those without one are left out."""
+        found = ((partition, self.position(source, partition)) for partition in partitions)
+        return {partition: position.place for partition, position in found if position is not None}
+
     def upsert(self, records: Sequence[Record]) -> int:
         """Writes records in one transaction, without moving a position. Returns how many rows changed."""
         connection = self._connection()
