@@ -36,7 +36,7 @@ def types_of(namespace: Namespace) -> dict[str, str]:
 
 
 def validate(attributes: common.SearchAttributes, namespace: Namespace, limits: FrontendLimits) -> bool:
-    """Checks the search attributes of a start, and notes each one's type in its payload.
+    """Checks the search attributes of a start, and notes the type in payloads that come without one.
 
     Returns:
         Whether a payload was changed.
@@ -50,9 +50,8 @@ def validate(attributes: common.SearchAttributes, namespace: Namespace, limits: 
     check_values(fields, known, limits.search_attributes_max)
     changed = False
     for name, payload in fields.items():
-        wanted = (kind_of(name, known) or "").encode()
-        if payload.metadata.get("type") != wanted:
-            payload.metadata["type"] = wanted
+        if "type" not in payload.metadata:
+            payload.metadata["type"] = (kind_of(name, known) or "").encode()
             changed = True
     check_sizes(fields, attributes.ByteSize(), limits.search_attribute_bytes_max, limits.search_attributes_bytes_max)
     return changed

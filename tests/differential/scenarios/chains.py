@@ -627,6 +627,44 @@ def upserts_refused(s: Script) -> None:
     refused_each(s, commands)
 
 
+@scenario("attribute-types", "a search attribute's payload says another type than the registered one")
+def attribute_types(s: Script) -> None:
+    said = {
+        "CustomText": (b"Keyword", b'"one text"'),
+        "CustomKeyword": (b"KeywordList", b'"x"'),
+        "CustomInt": (b"Double", b"7"),
+        "CustomDouble": (b"Int", b"1.5"),
+        "CustomBool": (b"NoSuchType", b"true"),
+        "CustomDatetime": (b"Keyword", b'"2020-01-01T00:00:00Z"'),
+    }
+    attributes = {"indexed_fields": {name: json_value(data, kind=kind) for name, (kind, data) in said.items()}}
+    s.start(search_attributes=attributes)
+    s.note_description("started")
+    _note_listed(s, "started", "CustomText = 'text' AND CustomInt = 7 AND CustomDouble > 1 AND CustomBool = true")
+    s.complete(s.poll(), s.timer(after=1.2))
+    s.complete(s.poll(), _continue(search_attributes=attributes))
+    s.track("wf", label="next run")
+    gone = {"indexed_fields": {"CustomInt": common_v1.Payload(metadata={"encoding": b"binary/null"})}}
+    other = {"indexed_fields": {"CustomKeyword": json_value(b'"y"', kind=b"Text")}}
+    upsert = "UPSERT_WORKFLOW_SEARCH_ATTRIBUTES"
+    s.complete(s.poll(), command(upsert, search_attributes=gone), command(upsert, search_attributes=other))
+    s.note_description("upserted")
+    _note_listed(s, "upserted", "CustomText = 'text' AND CustomKeyword = 'y' AND CustomInt IS NULL")
+    s.terminate()
+
+
+def _note_listed(s: Script, label: str, condition: str) -> None:
+    query = f"WorkflowId = '{s.id()}' AND ExecutionStatus = 'Running' AND {condition}"
+    for _ in range(100):
+        page = s.client.call("ListWorkflowExecutions", namespace=NAMESPACE, query=query)
+        if page.executions:
+            break
+        time.sleep(0.1)
+    listed = page.executions[0].search_attributes
+    listed.indexed_fields.pop("BuildIds", None)  # what worker versioning keeps for itself
+    s.note(f"{label}, listed", listed)
+
+
 @scenario("upserts-odd", "values of search attributes that one might think are refused")
 def upserts_odd(s: Script) -> None:
     odd = {

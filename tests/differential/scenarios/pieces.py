@@ -47,9 +47,9 @@ def refused_each(s: Script, cases: dict[str, list[Any]]) -> None:
             s.note_error("  and the workflow is", error)
 
 
-def json_value(data: bytes, encoding: bytes = b"json/plain") -> common_v1.Payload:
-    """A payload as it is."""
-    return common_v1.Payload(metadata={"encoding": encoding}, data=data)
+def json_value(data: bytes, encoding: bytes = b"json/plain", kind: bytes = b"") -> common_v1.Payload:
+    """A payload as it is. `kind`: the type of search attribute that it says it is."""
+    return common_v1.Payload(metadata={"encoding": encoding, **({"type": kind} if kind else {})}, data=data)
 
 
 def tasks_by_workflow(s: Script, count: int) -> dict[str, Any]:

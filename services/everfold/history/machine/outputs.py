@@ -9,6 +9,7 @@ from temporalio.api.common.v1 import message_pb2 as common_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine.context import StepContext
+from everfold.history.machine.decide.search_attributes import set_types
 from everfold.history.machine.events import TYPE_NAMES, serialize, time_ns
 from everfold.history.machine.state import Run
 from everfold.kernel.ids import record_key
@@ -101,6 +102,9 @@ def emit_visibility(ctx: StepContext, run: Run, *, deleted: bool = False) -> Non
     attributes = common_pb2.SearchAttributes()
     for name, payload in run.search_attributes.items():
         attributes.indexed_fields[name].ParseFromString(payload)
+    namespace = ctx.namespace(run.namespace_id)
+    if namespace is not None:
+        set_types(attributes, namespace, anew=True)
     parent = run.parent
     root = run.root or [run.workflow_id, run.run_id]
     record = {

@@ -81,12 +81,17 @@ def merged(held: dict[str, bytes], upserted: common_pb2.SearchAttributes) -> com
     return result
 
 
-def set_types(attributes: common_pb2.SearchAttributes, namespace: NamespaceInfo) -> None:
-    """Adds each attribute's type to its payload's metadata: SDKs and the Web UI decode by it."""
+def set_types(attributes: common_pb2.SearchAttributes, namespace: NamespaceInfo, *, anew: bool = False) -> None:
+    """Adds each attribute's type to its payload's metadata: SDKs and the Web UI decode by it.
+
+    A type that a client gave stays, even another than the registered one, as the client's SDK will look for it
+    (common/searchattribute/encode.go, ApplyTypeMap). With `anew` it does not: the index goes by what is registered.
+    """
     for name in sorted(attributes.indexed_fields):
+        metadata = attributes.indexed_fields[name].metadata
         kind = kind_of(name, namespace.search_attributes)
-        if kind is not None:
-            attributes.indexed_fields[name].metadata["type"] = kind.encode()
+        if kind is not None and (anew or "type" not in metadata):
+            metadata["type"] = kind.encode()
 
 
 def _check_sizes(attributes: common_pb2.SearchAttributes, limits: Limits) -> None:
