@@ -70,6 +70,10 @@ def _status(wanted: str) -> Callable[[Any], bool]:
     return lambda out: out["workflowExecutionInfo"]["status"] == f"WORKFLOW_EXECUTION_STATUS_{wanted}"
 
 
+def _waits_for_a_signal(out: Any) -> bool:
+    return _status("RUNNING")(out) and "pendingWorkflowTask" not in out  # its first task is done
+
+
 def _events(out: Any) -> list[str]:
     return [event["eventType"].removeprefix("EVENT_TYPE_") for event in out["events"]]
 
@@ -78,7 +82,7 @@ STEPS = [
     Step("start", "workflow start --type Approval --task-queue {queue} -w {open}"),
     Step("start-with-memo", 'workflow start --type Approval --task-queue {queue} -w {ended} --memo note="kept"'),
     Step("start-cancellable", "workflow start --type Cancellable --task-queue {queue} -w {cancelled}"),
-    Step("describe-open", "workflow describe -w {open}", _status("RUNNING")),
+    Step("describe-open", "workflow describe -w {open}", _waits_for_a_signal, until=True),
     Step("signal", 'workflow signal -w {open} --name approve --input "Ada"', plain=True),
     Step("query", "workflow query -w {open} --type approvals", lambda out: out["queryResult"] == [["Ada"]]),
     Step("stack", "workflow stack -w {open}", lambda out: "Approval" in json.dumps(out)),
