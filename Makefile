@@ -61,8 +61,7 @@ demo: $(READY) ## one workflow: its result, its history, its Avro events read ba
 	$(BIN)/python examples/demo.py
 
 docs: $(READY) ## regenerate the generated pages
-	$(BIN)/everfold config reference > docs/configuration.md
-	$(BIN)/everfold topics reference > docs/topics.md
+	$(BIN)/everfold docs docs
 
 clean: ## remove everything that make made
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache

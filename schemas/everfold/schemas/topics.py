@@ -28,15 +28,24 @@ class Topic:
         name: without the cluster's prefix.
         partitions: SHARDS, TASKS, or a number.
         value: the Avro record it carries.
-        help: who writes it and who reads it.
+        written_by, read_by: services, and parties outside.
         config: topic configuration beyond what all topics share.
+        note: what else there is to say.
     """
 
     name: str
     partitions: str | int
     value: str
-    help: str
+    written_by: tuple[str, ...]
+    read_by: tuple[str, ...]
     config: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def help(self) -> str:
+        """Who writes it and who reads it, in words."""
+        words = f"written by {', '.join(self.written_by)}; read by {', '.join(self.read_by)}"
+        return f"{words} ({self.note})" if self.note else words
 
     def partition_count(self, shard_count: int, task_partitions: int) -> int:
         """The number of partitions in a cluster of that shape."""
@@ -60,26 +69,30 @@ _TASKS: Final = {
     "min.cleanable.dirty.ratio": "0.1",
 }
 
-COMMANDS: Final = Topic("commands", SHARDS, "Command", "written by anyone, read by the history owners", _BY_TIME)
+PRODUCERS: Final = "your producers"
+CONSUMERS: Final = "your consumers"
+OPERATORS: Final = "operators"
+FRONTEND: Final = "frontend"
+HISTORY_OWNERS: Final = "history"
+MATCHING: Final = "matching"
+WORKER: Final = "worker"
+_SERVICES: Final = (FRONTEND, HISTORY_OWNERS, MATCHING)
+"""Services that know of one another. A worker knows the topics alone."""
+
+COMMANDS: Final = Topic("commands", SHARDS, "Command", (PRODUCERS,), (HISTORY_OWNERS,), _BY_TIME)
 SHARD_LOG: Final = Topic(
-    "shard-log", SHARDS, "ShardRecord", "the truth: written and read by the history owners", _FOR_EVER
+    "shard-log", SHARDS, "ShardRecord", (HISTORY_OWNERS,), (HISTORY_OWNERS,), _FOR_EVER, note="the truth"
 )
 COMMANDS_REJECTED: Final = Topic(
-    "commands-rejected", 1, "RejectedCommand", "written by history, read by operators", _BY_TIME
+    "commands-rejected", 1, "RejectedCommand", (HISTORY_OWNERS,), (PRODUCERS, OPERATORS), _BY_TIME
 )
-HISTORY: Final = Topic(
-    "history", SHARDS, "HistoryBatch", "written by history, read by the topology and auditors", _BY_TIME
-)
-EVENTS: Final = Topic(
-    "events", SHARDS, "HistoryEvent", "written by the topology from history, read by anyone", _BY_TIME
-)
-WORKFLOW_TASKS: Final = Topic("workflow-tasks", TASKS, "WorkflowTask", "written by history, read by matching", _TASKS)
-ACTIVITY_TASKS: Final = Topic("activity-tasks", TASKS, "ActivityTask", "written by history, read by matching", _TASKS)
-VISIBILITY: Final = Topic(
-    "visibility", SHARDS, "VisibilityRecord", "written by history, read by the topology", _BY_TIME
-)
-NAMESPACES: Final = Topic("namespaces", 1, "Namespace", "written by shard 0, read by every service", _COMPACTED)
-CLUSTER: Final = Topic("cluster", 1, "Member", "written and read by every service", _COMPACTED)
+HISTORY: Final = Topic("history", SHARDS, "HistoryBatch", (HISTORY_OWNERS,), (WORKER, CONSUMERS), _BY_TIME)
+EVENTS: Final = Topic("events", SHARDS, "HistoryEvent", (WORKER,), (CONSUMERS,), _BY_TIME)
+WORKFLOW_TASKS: Final = Topic("workflow-tasks", TASKS, "WorkflowTask", (HISTORY_OWNERS,), (MATCHING,), _TASKS)
+ACTIVITY_TASKS: Final = Topic("activity-tasks", TASKS, "ActivityTask", (HISTORY_OWNERS,), (MATCHING,), _TASKS)
+VISIBILITY: Final = Topic("visibility", SHARDS, "VisibilityRecord", (HISTORY_OWNERS,), (WORKER,), _BY_TIME)
+NAMESPACES: Final = Topic("namespaces", 1, "Namespace", (HISTORY_OWNERS,), _SERVICES, _COMPACTED, note="by shard 0")
+CLUSTER: Final = Topic("cluster", 1, "Member", _SERVICES, _SERVICES, _COMPACTED, note="who is there, and where")
 
 TOPICS: Final = (
     COMMANDS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -112,14 +113,6 @@ def topics_show(loaded: Loaded, as_json: bool) -> None:
     commands.show(loaded.settings, as_json=as_json)
 
 
-@topics.command("reference", hidden=True)
-def topics_reference() -> None:
-    """Print docs/topics.md."""
-    from everfold.cli.reference import topics_page
-
-    click.echo(topics_page(), nl=False)
-
-
 @everfold.group()
 def config() -> None:
     """Settings."""
@@ -148,12 +141,14 @@ def config_show(loaded: Loaded, as_json: bool, changed: bool) -> None:
     _warn(loaded)
 
 
-@config.command("reference", hidden=True)
-def config_reference() -> None:
-    """Print docs/configuration.md."""
-    from everfold.cli.reference import settings_page
+@everfold.command("docs", hidden=True)
+@click.argument("directory", type=click.Path(file_okay=False, exists=True, path_type=Path))
+def docs(directory: Path) -> None:
+    """Write the generated pages of the documentation."""
+    from everfold.cli.reference import PAGES
 
-    click.echo(settings_page(), nl=False)
+    for name, made in PAGES.items():
+        (directory / f"{name}.md").write_text(made())
 
 
 @everfold.group()

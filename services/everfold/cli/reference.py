@@ -1,9 +1,11 @@
-"""The reference pages that are generated from declarations: settings, dynamic configuration, metrics, topics."""
+"""The pages of docs/ that are generated: settings, dynamic configuration, metrics; topics; state machines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Final
 
+from everfold.cli.diagrams import machines_page, topics_diagram
 from everfold.runtime import config, dynamic, metrics
 from everfold.runtime.settings import Option
 from everfold.schemas.topics import SHARDS, TASKS, TOPICS
@@ -67,6 +69,8 @@ def topics_page() -> str:
         "(`--shards`), T of task partitions (`--task-partitions`); both are fixed when the topics are created. Values "
         "are Avro in Confluent's wire format; `everfold topics apply` creates or checks the topics.",
         "",
+        *topics_diagram(),
+        "",
     ]
     partitions = {SHARDS: "S", TASKS: "T"}
     lines += _table(
@@ -83,6 +87,19 @@ def topics_page() -> str:
         ),
     )
     return "\n".join(lines) + "\n"
+
+
+def state_machines_page() -> str:
+    """docs/state-machines.md."""
+    return machines_page(_GENERATED)
+
+
+PAGES: Final[dict[str, Callable[[], str]]] = {
+    "configuration": settings_page,
+    "topics": topics_page,
+    "state-machines": state_machines_page,
+}
+"""Name of a page in docs/ -> what makes it."""
 
 
 def _section_doc(section: str) -> str:

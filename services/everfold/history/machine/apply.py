@@ -1,8 +1,7 @@
-"""What each history event does to a run. The only code that changes state because of an event; nothing here can refuse.
+"""What each history event does to a run, and what changes it without one. Nothing here can refuse.
 
-An applier meets an event that was decided legal when it was recorded. One that does not fit the state is a broken
-invariant (a corrupt log, or a defect of a decider), never bad input. Buffered events are applied when they are
-buffered, as in Temporal: only their ids come later (see `turn.Turn.flush_buffered`).
+What is legal when is in the tables of `transitions`, which are asked before a change. Buffered events are applied when
+they are buffered, as in Temporal: only their ids come later (see `turn.Turn.flush_buffered`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from temporalio.api.workflow.v1 import message_pb2 as workflow_pb2
 
 from everfold.history.machine import events
 from everfold.history.machine.durations import to_ns
-from everfold.history.machine.events import serialize, time_ns
+from everfold.history.machine.events import TYPE_NAMES, serialize, time_ns
 from everfold.history.machine.state import (
     Activity,
     Child,
@@ -27,6 +26,18 @@ from everfold.history.machine.state import (
     UpdateStage,
     UserTimer,
     WorkflowTask,
+)
+from everfold.history.machine.transitions import (
+    ATTEMPT,
+    RUN,
+    SUBJECTS,
+    UPDATE,
+    WORKFLOW_TASK,
+    Change,
+    attempt_state,
+    run_state,
+    task_state,
+    update_state,
 )
 from everfold.kernel.errors import InvariantViolation
 from everfold.kernel.retry import coefficient_ratio
@@ -44,7 +55,7 @@ def applies(*event_types: int) -> Callable[[Applier], Applier]:
     def register(applier: Applier) -> Applier:
         for event_type in event_types:
             if event_type in APPLIERS:
-                raise AssertionError(f"two appliers for {events.TYPE_NAMES[event_type]}")
+                raise AssertionError(f"two appliers for {TYPE_NAMES[event_type]}")
             APPLIERS[event_type] = applier
         return applier
 
@@ -52,8 +63,21 @@ def applies(*event_types: int) -> Callable[[Applier], Applier]:
 
 
 def apply_event(run: Run, event: Event) -> None:
-    """Changes a run as an event says."""
-    APPLIERS[event.event_type](run, event)
+    """Changes a run as an event says.
+
+    Raises:
+        InvariantViolation: the event cannot happen in this state; the run is as it was. Or its applier made another
+            state of it than the table says.
+    """
+    event_type = event.event_type
+    machine, key_of, state = SUBJECTS[event_type]
+    key = key_of(event)
+    if machine is not RUN and not (run.running and run.workflow_type):
+        raise InvariantViolation(f"{TYPE_NAMES[event_type]} in a run that is {run_state(run)}")
+    after = machine.after(state(run, key), event_type)
+    APPLIERS[event_type](run, event)
+    if (found := state(run, key)) is not after:
+        raise InvariantViolation(f"{TYPE_NAMES[event_type]} made the {machine.name} {found}, not {after}")
 
 
 # ---- the run itself -------------------------------------------------------------------------------------------------
@@ -103,8 +127,6 @@ def _started(run: Run, event: Event) -> None:
 
 def _closed(status: Status) -> Applier:
     def apply(run: Run, event: Event) -> None:
-        if not run.running:
-            raise InvariantViolation(f"{events.TYPE_NAMES[event.event_type]} after the run closed as {run.status}")
         run.status = status
         run.closed_at_ns = time_ns(event.event_time)
         run.close_event_id = event.event_id
@@ -186,11 +208,9 @@ def _task_scheduled(run: Run, event: Event) -> None:
 @applies(events.TASK_STARTED)
 def _task_started(run: Run, event: Event) -> None:
     a = event.workflow_task_started_event_attributes
-    task = run.workflow_task
-    if task is None:
-        raise InvariantViolation(f"WORKFLOW_TASK_STARTED {event.event_id} without a scheduled task")
+    assert run.workflow_task is not None
     start_task(
-        task,
+        run.workflow_task,
         event.event_id,
         time_ns(event.event_time),
         a.request_id,
@@ -209,7 +229,7 @@ def start_task(
     history_size_bytes: int,
     suggest_continue_as_new: int,
 ) -> None:
-    """A worker has the task. Called for transient tasks too, whose events are not written."""
+    """A worker has the task."""
     task.started_event_id = started_event_id
     task.started_at_ns = at_ns
     task.request_id = request_id
@@ -256,16 +276,18 @@ def _add_reset_point(run: Run, event: Event) -> None:
 
 @applies(events.TASK_FAILED)
 def _task_failed(run: Run, event: Event) -> None:
+    run.workflow_task = None
     run.last_task_failed = ["failed", event.workflow_task_failed_event_attributes.cause]
 
 
 @applies(events.TASK_TIMED_OUT)
 def _task_timed_out(run: Run, event: Event) -> None:
+    run.workflow_task = None
     run.last_task_failed = ["timed out", event.workflow_task_timed_out_event_attributes.timeout_type]
 
 
 def end_failed_task(run: Run, *, count: bool) -> None:
-    """The workflow task failed or timed out; written or not.
+    """The workflow task failed or timed out; if that is written, its event was before.
 
     Temporal (workflow_task_state_machine.go, failWorkflowTask): a task of a sticky run is not counted, stickiness is
     cleared instead, so that the first try on the normal queue is a written one.
@@ -273,7 +295,8 @@ def end_failed_task(run: Run, *, count: bool) -> None:
     if run.sticky_queue:
         count = False
         run.sticky_queue = ""
-    run.workflow_task = None
+    if run.workflow_task is not None:
+        drop_task(run)
     run.workflow_task_attempt = run.workflow_task_attempt + 1 if count else 1
     unsend_updates(run)
 
@@ -284,9 +307,32 @@ def unsend_updates(run: Run) -> None:
         update.sent = False
 
 
-def make_transient(task: WorkflowTask) -> None:
-    """Marks a retried task: its events are written only when it completes."""
-    task.kind = TaskKind.TRANSIENT
+def schedule_unwritten(run: Run, kind: TaskKind, at_ns: int, timeout_ns: int) -> WorkflowTask:
+    """A task is scheduled whose events are written only when it completes."""
+    WORKFLOW_TASK.after(task_state(run), Change.SCHEDULE)
+    task = run.workflow_task = WorkflowTask()
+    task.kind = kind
+    task.scheduled_event_id = run.next_event_id
+    task.attempt = run.workflow_task_attempt
+    task.scheduled_at_ns = task.original_scheduled_at_ns = at_ns
+    task.timeout_ns = timeout_ns
+    run.first_task_at_ns = 0
+    return task
+
+
+def start_unwritten(run: Run, at_ns: int, request_id: str, identity: str, suggest_continue_as_new: int) -> None:
+    """A worker has the task whose events are not written."""
+    WORKFLOW_TASK.after(task_state(run), Change.START)
+    task = run.workflow_task
+    assert task is not None
+    started_event_id = task.scheduled_event_id + 1
+    start_task(task, started_event_id, at_ns, request_id, identity, run.history_size_bytes, suggest_continue_as_new)
+
+
+def drop_task(run: Run) -> None:
+    """The task ends without an event, or its events are going to be written now."""
+    WORKFLOW_TASK.after(task_state(run), Change.DROP)
+    run.workflow_task = None
 
 
 # ---- activities -----------------------------------------------------------------------------------------------------
@@ -351,14 +397,13 @@ def _activity_canceled(run: Run, event: Event) -> None:
 
 
 def _end_activity(run: Run, scheduled_event_id: int) -> None:
-    activity = run.activities.pop(scheduled_event_id, None)
-    if activity is None:
-        raise InvariantViolation(f"an activity that is not pending ended: scheduled event {scheduled_event_id}")
+    activity = run.activities.pop(scheduled_event_id)
     del run.activity_ids[activity.activity_id]
 
 
 def start_activity(activity: Activity, at_ns: int, request_id: str, identity: str) -> None:
     """A worker has the activity's current attempt. No event: ActivityTaskStarted is written with the closing one."""
+    ATTEMPT.after(attempt_state(activity), Change.TAKE)
     activity.started_at_ns = at_ns
     activity.last_heartbeat_at_ns = at_ns
     activity.request_id = request_id
@@ -368,6 +413,7 @@ def start_activity(activity: Activity, at_ns: int, request_id: str, identity: st
 
 def return_activity(activity: Activity) -> None:
     """The worker that asked for the attempt has left before it got it: the attempt waits again."""
+    ATTEMPT.after(attempt_state(activity), Change.GIVE_BACK)
     activity.started_at_ns = 0
     activity.request_id = ""
     activity.identity = ""
@@ -375,6 +421,7 @@ def return_activity(activity: Activity) -> None:
 
 def retry_activity(activity: Activity, now_ns: int, next_attempt_at_ns: int, last_failure: bytes) -> None:
     """The attempt ended and another follows after the backoff."""
+    ATTEMPT.after(attempt_state(activity), Change.BACK_OFF)
     activity.last_attempt_completed_at_ns = now_ns
     activity.attempt += 1
     activity.last_failure = last_failure
@@ -387,6 +434,21 @@ def retry_activity(activity: Activity, now_ns: int, next_attempt_at_ns: int, las
     if activity.reset_heartbeat:
         forget_heartbeat(activity)
     activity.reset = activity.reset_heartbeat = False
+
+
+def retry_due(activity: Activity, now_ns: int) -> None:
+    """The backoff is over: the attempt can be offered."""
+    ATTEMPT.after(attempt_state(activity), Change.COME_DUE)
+    activity.next_attempt_at_ns = 0
+    activity.scheduled_at_ns = now_ns
+
+
+def reset_attempt(activity: Activity, next_attempt_at_ns: int) -> None:
+    """The attempt that no worker has is to begin anew then; of its failures nothing is remembered."""
+    ATTEMPT.after(attempt_state(activity), Change.RESET)
+    activity.next_attempt_at_ns = activity.scheduled_at_ns = next_attempt_at_ns
+    activity.last_failure = b""
+    activity.reset = activity.reset_heartbeat = False  # nobody has to be told
 
 
 def reset_activity(activity: Activity, *, heartbeat: bool) -> None:
@@ -469,7 +531,7 @@ applies(events.CANCEL_EXTERNAL_INITIATED)(_external_initiated("cancel"))
     events.EXTERNAL_CANCEL_REQUESTED,
 )
 def _external_answered(run: Run, event: Event) -> None:
-    run.externals.pop(getattr(event, str(event.WhichOneof("attributes"))).initiated_event_id, None)
+    del run.externals[getattr(event, str(event.WhichOneof("attributes"))).initiated_event_id]
 
 
 # ---- updates --------------------------------------------------------------------------------------------------------
@@ -478,10 +540,14 @@ def _external_answered(run: Run, event: Event) -> None:
 @applies(events.UPDATE_ADMITTED)
 def _update_admitted(run: Run, event: Event) -> None:
     """Written by a reset only: the worker finds the request in the event, no message carries it."""
-    a = event.workflow_execution_update_admitted_event_attributes
-    update = run.updates[a.request.meta.update_id] = Update()
-    update.update_id = a.request.meta.update_id
+    _remember_update(run, event.workflow_execution_update_admitted_event_attributes.request.meta.update_id)
+
+
+def _remember_update(run: Run, update_id: str) -> Update:
+    update = run.updates[update_id] = Update()
+    update.update_id = update_id
     run.updates_total += 1
+    return update
 
 
 @applies(events.UPDATE_ACCEPTED)
@@ -489,9 +555,7 @@ def _update_accepted(run: Run, event: Event) -> None:
     a = event.workflow_execution_update_accepted_event_attributes
     update = run.updates.get(a.protocol_instance_id)
     if update is None:  # rebuilt from events alone
-        update = run.updates[a.protocol_instance_id] = Update()
-        update.update_id = a.protocol_instance_id
-        run.updates_total += 1
+        update = _remember_update(run, a.protocol_instance_id)
     update.stage = UpdateStage.ACCEPTED
     update.accepted_event_id = event.event_id
     update.request = b""
@@ -504,6 +568,19 @@ def _update_completed(run: Run, event: Event) -> None:
     update = run.updates[a.meta.update_id]
     update.stage = UpdateStage.COMPLETED
     update.completed_event_id = event.event_id
+
+
+def add_update(run: Run, update: Update) -> None:
+    """An update has come, and waits to be carried to the worker."""
+    UPDATE.after(update_state(run, update.update_id), Change.ADMIT)
+    run.updates[update.update_id] = update
+    run.updates_total += 1
+
+
+def drop_update(run: Run, update_id: str) -> None:
+    """An update that was not accepted leaves no trace here."""
+    UPDATE.after(update_state(run, update_id), Change.FORGET)
+    del run.updates[update_id]
 
 
 # ---- timers ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from everfold.history.machine.deadlines import next_deadline
 from everfold.history.machine.rejections import too_many
 from everfold.history.machine.state import Run
 from everfold.history.machine.step import Reply, RunKey
-from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.errors import Code, InvariantViolation, StatusError
 
 PARKED_MAX: Final = 1_000
 """Records that wait for one quarantined run at most; more are refused as busy, so a store cannot grow without bound."""
@@ -19,12 +19,12 @@ PARKED_MAX: Final = 1_000
 
 def set_aside(ctx: StepContext, run: Run | None, body: dict[str, Any], defect: Exception) -> None:
     """Quarantines the run of a record. The reason is state, and so holds nothing that hosts may differ in, such as a
-    library's words; nor does the log get the exception's text, which may be a user's data, but the place.
+    library's words. The owner's log gets more: the words of an InvariantViolation, which are our own; of any other
+    exception, whose text may be a user's data, the place alone.
     """
     key = RunKey(body["namespace_id"], body["workflow_id"], body["run_id"] if run is None else run.run_id)
     reason = f"{type(defect).__name__} in {body['kind']}"
-    frame = traceback.extract_tb(defect.__traceback__)[-1]
-    ctx.step.quarantined.append((key, f"{reason} at {frame.filename}:{frame.lineno}"))
+    ctx.step.quarantined.append((key, f"{reason}{_more(defect)}"))
     ctx.step.reply = Reply(error=StatusError(Code.INTERNAL, f"workflow {key.workflow_id} is quarantined: {reason}"))
     if run is None:
         return
@@ -33,6 +33,13 @@ def set_aside(ctx: StepContext, run: Run | None, body: dict[str, Any], defect: E
         ctx.rows.delete(keys.timer(run.deadline_ns, run.slot, _part(run)))
         run.deadline_ns = 0
     ctx.put_run(run)
+
+
+def _more(defect: Exception) -> str:
+    if isinstance(defect, InvariantViolation):
+        return f": {defect}"
+    frame = traceback.extract_tb(defect.__traceback__)[-1]
+    return f" at {frame.filename}:{frame.lineno}"
 
 
 def park(ctx: StepContext, run: Run, offset: int, value: bytes) -> StatusError | None:

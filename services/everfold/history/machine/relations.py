@@ -13,6 +13,7 @@ from temporalio.api.enums.v1 import workflow_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.update.v1 import message_pb2 as update_pb2
 
+from everfold.history.machine.apply import drop_update
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import not_found
@@ -114,7 +115,7 @@ def _abort_updates(ctx: StepContext, run: Run) -> None:
         if update.stage == UpdateStage.ADMITTED:
             error = not_found("workflow update was aborted by closing workflow")
             ctx.step.updates.append(UpdateNews(key, update.update_id, "aborted", error=error))
-            del run.updates[update.update_id]
+            drop_update(run, update.update_id)
         else:
             ctx.step.updates.append(UpdateNews(key, update.update_id, "completed", outcome=closed_outcome()))
 

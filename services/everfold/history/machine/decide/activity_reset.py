@@ -17,7 +17,7 @@ import hashlib
 
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.history.machine.apply import forget_heartbeat, reset_activity
+from everfold.history.machine.apply import forget_heartbeat, reset_activity, reset_attempt, retry_due
 from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
@@ -64,13 +64,10 @@ def _reset(turn: Turn, activity: Activity, request: ws.ResetActivityRequest) -> 
     turn.void_activity_task(activity)
     if request.reset_heartbeat:
         forget_heartbeat(activity)
-    activity.last_failure = b""
-    activity.reset = activity.reset_heartbeat = False  # nobody has to be told
-    activity.scheduled_at_ns = turn.ctx.now_ns + _jitter_ns(turn.ctx, to_ns(request.jitter))
-    if activity.scheduled_at_ns > turn.ctx.now_ns:
-        activity.next_attempt_at_ns = activity.scheduled_at_ns
-    else:
-        activity.next_attempt_at_ns = 0
+    now_ns = turn.ctx.now_ns
+    reset_attempt(activity, now_ns + _jitter_ns(turn.ctx, to_ns(request.jitter)))
+    if activity.next_attempt_at_ns <= now_ns:
+        retry_due(activity, now_ns)
         turn.offer_activity_task(activity)
 
 

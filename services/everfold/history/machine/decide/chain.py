@@ -15,6 +15,7 @@ from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine import events, keys
+from everfold.history.machine.apply import add_update, drop_update
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.activity import is_retryable
 from everfold.history.machine.decide.failures import (
@@ -343,8 +344,7 @@ def _move_updates(ctx: StepContext, previous: Run, run: Run) -> None:
     key = RunKey(previous.namespace_id, previous.workflow_id, previous.run_id)
     for update in list(previous.updates.values()):
         if update.stage == UpdateStage.ADMITTED and update.any_run:
-            del previous.updates[update.update_id]
+            drop_update(previous, update.update_id)
             update.sent = False
-            run.updates[update.update_id] = update
-            run.updates_total += 1
+            add_update(run, update)
             ctx.step.updates.append(UpdateNews(key, update.update_id, "moved", run_id=run.run_id))

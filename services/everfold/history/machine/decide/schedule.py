@@ -10,6 +10,7 @@ from typing import Final
 from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2
 
 from everfold.history.machine import events
+from everfold.history.machine.apply import schedule_unwritten
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.task_end import fail_workflow_task
 from everfold.history.machine.durations import set_duration
@@ -45,13 +46,7 @@ def schedule_workflow_task(turn: Turn, *, original_scheduled_at_ns: int = 0, off
     if attempt == 1:
         task = record_scheduled(turn, timeout_ns, attempt, ctx.now_ns)
     else:
-        task = run.workflow_task = WorkflowTask()
-        task.kind = TaskKind.TRANSIENT
-        task.scheduled_event_id = run.next_event_id
-        task.attempt = attempt
-        task.scheduled_at_ns = ctx.now_ns
-        task.timeout_ns = timeout_ns
-        run.first_task_at_ns = 0
+        task = schedule_unwritten(run, TaskKind.TRANSIENT, ctx.now_ns, timeout_ns)
     task.original_scheduled_at_ns = original_scheduled_at_ns or ctx.now_ns
     if offer:
         turn.offer_workflow_task()
@@ -72,11 +67,7 @@ def schedule_speculative_task(turn: Turn) -> None:
     if run.buffered or run.workflow_task_attempt > 1:
         schedule_workflow_task(turn)
         return
-    task = run.workflow_task = WorkflowTask()
-    task.kind = TaskKind.SPECULATIVE
-    task.scheduled_event_id = run.next_event_id
-    task.scheduled_at_ns = task.original_scheduled_at_ns = ctx.now_ns
-    task.timeout_ns = run.task_timeout_ns
+    schedule_unwritten(run, TaskKind.SPECULATIVE, ctx.now_ns, run.task_timeout_ns)
     turn.offer_workflow_task()
 
 

@@ -14,7 +14,7 @@ from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2, workflow_p
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 
 from everfold.history.machine import events, responses
-from everfold.history.machine.apply import end_failed_task
+from everfold.history.machine.apply import drop_task, end_failed_task
 from everfold.history.machine.durations import set_duration
 from everfold.history.machine.events import serialize
 from everfold.history.machine.state import TaskKind, WorkflowTask
@@ -104,6 +104,7 @@ def time_out_sticky_task(turn: Turn) -> None:
     assert not task.started_event_id
     turn.void_workflow_task(task)
     if task.kind == TaskKind.SPECULATIVE:
+        drop_task(run)
         task.scheduled_event_id = _write_scheduled(turn, task)
         task.kind = TaskKind.NORMAL
     if task.written:
@@ -117,6 +118,7 @@ def write_speculative(turn: Turn, task: WorkflowTask, identity: str) -> None:
     if task.kind != TaskKind.SPECULATIVE:
         return
     run = turn.run
+    drop_task(run)
     task.scheduled_event_id = _write_scheduled(turn, task)
     event = turn.new(events.TASK_STARTED, task.started_at_ns)
     a = event.workflow_task_started_event_attributes
@@ -126,7 +128,6 @@ def write_speculative(turn: Turn, task: WorkflowTask, identity: str) -> None:
     a.request_id = task.request_id
     a.history_size_bytes = task.history_size_bytes
     responses.set_suggestion(a, task.suggest_continue_as_new)
-    run.workflow_task = task
     turn.record(event)
     task.started_event_id = event.event_id
     task.kind = TaskKind.NORMAL
@@ -140,7 +141,6 @@ def _write_scheduled(turn: Turn, task: WorkflowTask) -> int:
     set_duration(a.start_to_close_timeout, task.timeout_ns)
     a.attempt = task.attempt
     turn.record(event)
-    turn.run.workflow_task = task
     return event.event_id
 
 

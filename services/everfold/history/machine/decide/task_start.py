@@ -8,7 +8,7 @@ from __future__ import annotations
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine import events, responses
-from everfold.history.machine.apply import start_task
+from everfold.history.machine.apply import drop_task, start_unwritten
 from everfold.history.machine.decide.schedule import record_scheduled
 from everfold.history.machine.protocol import send_updates
 from everfold.history.machine.state import Run, WorkflowTask
@@ -32,13 +32,13 @@ def begin_task(turn: Turn, request_id: str, identity: str) -> None:
         record_started(turn, task.scheduled_event_id, request_id, identity, size, suggest, ctx.now_ns)
         task.suggest_continue_as_new = suggest
     else:
-        start_task(task, task.scheduled_event_id + 1, ctx.now_ns, request_id, identity, run.history_size_bytes, suggest)
+        start_unwritten(run, ctx.now_ns, request_id, identity, suggest)
 
 
 def _write_overtaken(turn: Turn, task: WorkflowTask) -> WorkflowTask:
     """Events came since the retry was scheduled: it becomes a normal task, attempt 1, scheduled now."""
     stamp, queue, sticky, original = task.stamp, task.queue, task.sticky, task.original_scheduled_at_ns
-    turn.run.workflow_task = None
+    drop_task(turn.run)
     turn.run.workflow_task_attempt = 1
     fresh = record_scheduled(turn, task.timeout_ns, 1, turn.ctx.now_ns)
     fresh.stamp, fresh.queue, fresh.sticky, fresh.original_scheduled_at_ns = stamp, queue, sticky, original

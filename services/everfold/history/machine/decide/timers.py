@@ -14,6 +14,7 @@ from temporalio.api.enums.v1 import workflow_pb2
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 
 from everfold.history.machine import events, keys
+from everfold.history.machine.apply import retry_due
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.deadlines import activity_deadline, next_deadline
 from everfold.history.machine.decide.activity import IN_PROGRESS, TIMEOUT_NAMES, record_started, retry
@@ -137,8 +138,7 @@ def _fire_user_timer(turn: Turn, timer_id: str) -> bool:
 
 def _activity_due(turn: Turn, activity: Activity, due_at_ns: int) -> bool:
     if due_at_ns == activity.next_attempt_at_ns and not activity.started:
-        activity.next_attempt_at_ns = 0
-        activity.scheduled_at_ns = turn.ctx.now_ns
+        retry_due(activity, turn.ctx.now_ns)
         turn.offer_activity_task(activity)
         return False
     return _time_out_activity(turn, activity, _timeout_type(activity, due_at_ns))

@@ -16,6 +16,7 @@ from temporalio.api.update.v1 import message_pb2 as update_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import events
+from everfold.history.machine.apply import add_update, drop_update
 from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.failures import CommandFailed
 from everfold.history.machine.decide.schedule import schedule_speculative_task
@@ -101,8 +102,7 @@ def admit_update(
     update.update_id = update_id
     update.request = serialize(request.request)
     update.any_run = not request.workflow_execution.run_id
-    run.updates[update_id] = update
-    run.updates_total += 1
+    add_update(run, update)
     schedule_speculative_task(turn)
     return turn
 
@@ -257,7 +257,7 @@ def abort_sent(turn: Turn) -> None:
 
 def _forget(run: Run, update: Update) -> None:
     """The update leaves no trace, and does not count (update/registry.go, remover)."""
-    del run.updates[update.update_id]
+    drop_update(run, update.update_id)
     run.updates_total -= 1
 
 

@@ -17,6 +17,7 @@ from temporalio.api.update.v1 import message_pb2 as update_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import events, responses
+from everfold.history.machine.apply import drop_task
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.commands import check_sequence, handle_commands
@@ -227,7 +228,7 @@ def _discard(turn: Turn, request: ws.RespondWorkflowTaskCompletedRequest) -> Rep
     for message in request.messages:
         handle_message(turn, message)
     reject_unprocessed(turn)
-    run.workflow_task = None
+    drop_task(run)
     inline = False
     if has_admitted(run):
         inline = request.return_new_workflow_task and not forgets
@@ -267,7 +268,7 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
     run = turn.run
     scheduled_event_id, started_event_id = task.scheduled_event_id, task.started_event_id
     if not task.written:
-        run.workflow_task = None
+        drop_task(run)
         record_scheduled(turn, task.timeout_ns, task.attempt, task.scheduled_at_ns)
         scheduled_event_id = run.next_event_id - 1
         started_event_id = record_started(
@@ -462,7 +463,7 @@ def decide_return_workflow_task(
         time_out_workflow_task(turn)
         run.workflow_task_attempt = 1
     else:
-        run.workflow_task = None
+        drop_task(run)
         run.workflow_task_attempt = task.attempt
     schedule_workflow_task(turn)
     turn.finish()
