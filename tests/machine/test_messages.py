@@ -18,10 +18,12 @@ def place(offset: int) -> dict[str, Any]:
     return {"source": "SHARD_LOG", "partition": 1, "epoch": 0, "offset": offset, "index": 0}
 
 
-def signal(shard: ShardDriver, offset: int, before: int | None, acknowledged: int | None) -> Step:
+def signal(
+    shard: ShardDriver, offset: int, before: int | None, acknowledged: int | None, namespace_id: str = NAMESPACE_ID
+) -> Step:
     """A message of shard 1: a signal to the workflow w, made at that offset, behind the one made at `before`."""
     message = {
-        "from": [NAMESPACE_ID, NAMESPACE, "sender", "run", offset],
+        "from": [namespace_id, NAMESPACE, "sender", "run", offset],
         "signal_name": f"s{offset}",
         "input": None,
         "header": None,
@@ -30,7 +32,7 @@ def signal(shard: ShardDriver, offset: int, before: int | None, acknowledged: in
     value = codec.encode_shard_record(
         {
             "kind": "CROSS_RUN",
-            "namespace_id": NAMESPACE_ID,
+            "namespace_id": namespace_id,
             "workflow_id": "w",
             "run_id": "",
             "origin": place(offset),
@@ -67,6 +69,16 @@ def test_what_the_sender_knew_to_be_there_and_is_not_was_lost_and_nobody_waits_f
     assert not signal(shard, 5, 4, 3).messages_lost
     assert signal(shard, 4, 3, 3).ignored, "a repeat is one still"
     assert signals(shard) == ["s1", "s4", "s5"]
+
+
+def test_a_signal_to_a_shard_that_has_not_heard_of_the_namespace_finds_nobody(shard: ShardDriver) -> None:
+    """Its sender waits for an answer, and for nothing else."""
+    signal(shard, 1, None, None, "5d9c1a06-0000-4000-8000-00000000000f")
+    (answer,) = map(codec.decode_shard_record, shard.messages)
+    told = answer["body"]
+    assert told["message_kind"] == "ExternalAnswered"
+    assert answer["workflow_id"] == "sender"
+    assert msgpack.unpackb(told["message"]) == {"initiated": 1, "cause": 1}  # EXTERNAL_WORKFLOW_EXECUTION_NOT_FOUND
 
 
 def test_a_message_tells_what_its_sender_knows(shard: ShardDriver) -> None:

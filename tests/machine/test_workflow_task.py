@@ -9,6 +9,7 @@ from shard_driver import (
     ShardDriver,
     cancel_timer,
     complete_workflow,
+    duration,
     record_marker,
     schedule_activity,
     start_timer,
@@ -16,6 +17,7 @@ from shard_driver import (
 )
 
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.time import SECOND_NS
 
 
 def lines(text: str) -> list[str]:
@@ -150,6 +152,26 @@ def test_a_signal_turns_a_scheduled_transient_task_into_a_normal_one(shard: Shar
         """,
     )
     shard.complete(task, complete_workflow())
+
+
+def test_what_waits_behind_a_task_is_written_also_when_the_run_times_out_with_it(shard: ShardDriver) -> None:
+    shard.start(workflow_run_timeout=duration(20))
+    shard.poll()
+    shard.signal()
+    shard.now_ns += 30 * SECOND_NS  # nobody was there when the task was due
+    shard.sleep(0)
+    assert_history(
+        shard,
+        """
+        1 WorkflowStarted
+        2 WorkflowTaskScheduled
+        3 WorkflowTaskStarted
+        4 WorkflowTaskTimedOut timeout_type=START_TO_CLOSE
+        5 WorkflowSignaled signal_name=go
+        6 WorkflowTaskScheduled
+        7 WorkflowTimedOut
+        """,
+    )
 
 
 def test_the_timeout_of_a_task_that_keeps_failing_grows(shard: ShardDriver) -> None:

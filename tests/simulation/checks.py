@@ -25,7 +25,7 @@ from everfold.schemas.topics import (
 )
 from simulation.cluster import NAMESPACE, Cluster
 from simulation.ledger import Ledger, outline
-from simulation.program import CHILD_ENDS, value_of
+from simulation.program import ANSWERED, CHILD_ENDS, TOLD, value_of
 from simulation.relations import check_relations
 from simulation.store import SimStore
 from simulation.watch import WatchedFold
@@ -119,6 +119,8 @@ class _Growing:
         self._timers: dict[str, tuple[int, int]] = {}
         #: initiated event id -> whether the child has started
         self._children: dict[int, bool] = {}
+        #: initiated event ids of what was sent to other workflows and not answered
+        self._told: set[int] = set()
         #: update id -> id of the event that accepted it; 0 once it is completed
         self._updates: dict[str, int] = {}
         self._closed = False
@@ -159,6 +161,13 @@ class _Growing:
             began, lasts = self._timers.pop(timer)
             if event.event_time.ToNanoseconds() < began + lasts:
                 return f"timer {timer} fired early"
+        elif kind in TOLD:
+            self._told.add(event.event_id)
+        elif kind in ANSWERED:
+            initiated = getattr(event, ANSWERED[kind]).initiated_event_id
+            if initiated not in self._told:
+                return f"what event {initiated} sent is answered twice, or was never sent"
+            self._told.remove(initiated)
         return self._child(event) or self._update(event)
 
     def _child(self, event: history_pb2.HistoryEvent) -> str:

@@ -68,8 +68,17 @@ class Client:
         )
         request.workflow_type.name = "program"
         request.task_queue.name = QUEUE
-        request.input.CopyFrom(payloads(write_program(self._random)))
+        program = write_program(self._random)
         request.workflow_id_conflict_policy = conflict  # type: ignore[assignment]
+        how = self._random.random()
+        if how < 0.08:
+            request.cron_schedule = "@every 2s"
+            request.workflow_execution_timeout.seconds = 20
+        elif how < 0.2:
+            program.append(["fail"])
+            request.retry_policy.initial_interval.seconds = 1
+            request.retry_policy.maximum_attempts = 3
+        request.input.CopyFrom(payloads(program))
         if self._random.random() < 0.1:
             request.workflow_run_timeout.seconds = self._random.choice((5, 30))
         message = request.SerializeToString()

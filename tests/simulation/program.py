@@ -10,7 +10,9 @@ worker that was given a task twice, or after another one, decides the same:
     ["drop", {...}]    start an activity and a timer of a second, then cancel the activity and wait for its end
     ["mark"]           a marker
     ["child", {...}]   a child workflow with a program of its own, to its end
+    ["tell", {...}]    signal another workflow, or ask for its cancellation, and wait for the answer
     ["next", [...]]    continue as new with that program
+    ["fail"]           fail; the run's retry policy may begin another
 
 Updates are answered beside the program: `answer_updates` says how, by the update's id.
 """
@@ -26,6 +28,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from temporalio.api.command.v1 import message_pb2 as command_pb2
 from temporalio.api.common.v1 import message_pb2 as common_pb2
+from temporalio.api.enums.v1 import command_type_pb2 as command_types
 from temporalio.api.enums.v1 import event_type_pb2 as types
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.protocol.v1 import message_pb2 as protocol_pb2
@@ -50,6 +53,31 @@ CHILD_ENDS = {
     types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TIMED_OUT: "child_workflow_execution_timed_out_event_attributes",
     types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED: "child_workflow_execution_terminated_event_attributes",
 }
+TOLD = {
+    types.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED: (
+        "signal_external_workflow_execution_initiated_event_attributes"
+    ),
+    types.EVENT_TYPE_REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED: (
+        "request_cancel_external_workflow_execution_initiated_event_attributes"
+    ),
+}
+"""What is sent to another workflow."""
+
+SIGNAL_ANSWERED = {
+    types.EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED: "external_workflow_execution_signaled_event_attributes",
+    types.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILED: (
+        "signal_external_workflow_execution_failed_event_attributes"
+    ),
+}
+ANSWERED = {
+    **SIGNAL_ANSWERED,
+    types.EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_CANCEL_REQUESTED: (
+        "external_workflow_execution_cancel_requested_event_attributes"
+    ),
+    types.EVENT_TYPE_REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION_FAILED: (
+        "request_cancel_external_workflow_execution_failed_event_attributes"
+    ),
+}
 
 
 def write_program(random: Random) -> list[Step]:
@@ -67,7 +95,9 @@ def _write_step(random: Random) -> Step:
 
 
 def _write_plain(random: Random) -> Step:
-    kind = random.choice(("act", "act", "act", "timer", "both", "sig", "drop", "mark"))
+    kind = random.choice(("act", "act", "act", "timer", "both", "sig", "drop", "mark", "tell"))
+    if kind == "tell":
+        return [kind, {"to": f"client-{random.randint(1, 8)}-w", "cancel": random.random() < 0.25}]
     if kind == "timer":
         return [kind, random.choice((0.2, 1, 3, 8))]
     if kind == "both":
@@ -124,6 +154,10 @@ class _Seen:
         self.workflow_id = ""
         self.children: dict[str, int] = {}
         self.children_over: set[int] = set()
+        #: control -> initiated event id, of signals and cancel requests to other workflows
+        self.told: dict[str, int] = {}
+        self.answered: set[int] = set()
+        self.original_run_id = ""
         #: update id -> whether it was completed
         self.updates: dict[str, bool] = {}
         for event in events:
@@ -135,6 +169,7 @@ class _Seen:
             given = event.workflow_execution_started_event_attributes.input
             self.steps = value_of(given) if given.payloads else []
             self.workflow_id = event.workflow_execution_started_event_attributes.workflow_id
+            self.original_run_id = event.workflow_execution_started_event_attributes.original_execution_run_id
         elif kind == types.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             self.scheduled[event.activity_task_scheduled_event_attributes.activity_id] = event.event_id
         elif kind in _ACTIVITY_ENDS:
@@ -158,6 +193,10 @@ class _Seen:
             self.children[workflow_id] = event.event_id
         elif kind in CHILD_ENDS:
             self.children_over.add(getattr(event, CHILD_ENDS[kind]).initiated_event_id)
+        elif kind in TOLD:
+            self.told[getattr(event, TOLD[kind]).control] = event.event_id
+        elif kind in ANSWERED:
+            self.answered.add(getattr(event, ANSWERED[kind]).initiated_event_id)
         elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED:
             update_id = event.workflow_execution_update_accepted_event_attributes.protocol_instance_id
             self.updates[update_id] = False
@@ -262,6 +301,34 @@ def _child(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]
     return seen.children[workflow_id] in seen.children_over
 
 
+def _tell(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    control = f"x{at}"
+    if control in seen.told:
+        return seen.told[control] in seen.answered
+    command = command_pb2.Command()
+    if step[1]["cancel"]:
+        command.command_type = command_types.COMMAND_TYPE_REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION
+        cancel = command.request_cancel_external_workflow_execution_command_attributes
+        cancel.workflow_id = step[1]["to"]
+        cancel.control = control
+    else:
+        command.command_type = command_types.COMMAND_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION
+        signal = command.signal_external_workflow_execution_command_attributes
+        signal.execution.workflow_id = step[1]["to"]
+        signal.signal_name = "go"
+        signal.input.CopyFrom(payloads(f"told by {seen.original_run_id} at {at}"))
+        signal.control = control
+    commands.append(command)
+    return False
+
+
+def _fail(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
+    command = command_pb2.Command(command_type=command_types.COMMAND_TYPE_FAIL_WORKFLOW_EXECUTION)
+    command.fail_workflow_execution_command_attributes.failure.application_failure_info.SetInParent()
+    commands.append(command)
+    return False
+
+
 def _next(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
     command = command_pb2.Command(command_type=10)
     a = command.continue_as_new_workflow_execution_command_attributes
@@ -280,7 +347,9 @@ _STEPS = {
     "drop": _drop,
     "mark": _mark,
     "child": _child,
+    "tell": _tell,
     "next": _next,
+    "fail": _fail,
 }
 
 

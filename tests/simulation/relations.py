@@ -10,7 +10,7 @@ from temporalio.api.enums.v1 import event_type_pb2 as types
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine.state import Run
-from simulation.program import is_rejected, outcome_of, value_of
+from simulation.program import SIGNAL_ANSWERED, is_rejected, outcome_of, value_of
 
 if TYPE_CHECKING:
     from simulation.checks import Refolded
@@ -37,25 +37,66 @@ def check_relations(cluster: Cluster, ledger: Ledger, refolded: Iterable[Refolde
             _check_chain(cluster, runs, run, events)
             _check_children(cluster, runs, run, events)
     _check_started_once(cluster, [run for run, _ in runs.values()])
+    _check_told(cluster, list(runs.values()))
     _check_updates(cluster, ledger, list(runs.values()))
 
 
 def _check_chain(cluster: Cluster, runs: dict[str, tuple[Run, Events]], run: Run, events: Events) -> None:
     """A run and its successor name each other, and the workflow id points at the last of them."""
     last = events[-1]
-    if last.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
-        cluster.watch.counts["runs continued as new"] += 1
-        following = runs.get(last.workflow_execution_continued_as_new_event_attributes.new_execution_run_id)
+    successor = _successor(last)
+    if successor:
+        cluster.watch.counts[f"successors after {types.EventType.Name(last.event_type)}"] += 1
+        following = runs.get(successor)
         first = None if following is None else following[1][0].workflow_execution_started_event_attributes
         if first is None or first.continued_execution_run_id != run.run_id:
             cluster.watch.problem(f"{run.workflow_id} {run.run_id} continued as a run that does not know it")
         elif first.first_execution_run_id != run.first_run_id:
             cluster.watch.problem(f"{run.workflow_id} {run.run_id}: its successor is of another chain")
     before = events[0].workflow_execution_started_event_attributes.continued_execution_run_id
-    if before:
-        closing = runs[before][1][-1].workflow_execution_continued_as_new_event_attributes if before in runs else None
-        if closing is None or closing.new_execution_run_id != run.run_id:
-            cluster.watch.problem(f"{run.workflow_id} {run.run_id} follows a run that does not know it")
+    if before and (before not in runs or _successor(runs[before][1][-1]) != run.run_id):
+        cluster.watch.problem(f"{run.workflow_id} {run.run_id} follows a run that does not know it")
+
+
+def _successor(closing: history_pb2.HistoryEvent) -> str:
+    """The run that a closing event names as the next one: continued as new, tried again, or the next of a cron."""
+    attributes: Any = getattr(closing, str(closing.WhichOneof("attributes")))
+    return str(getattr(attributes, "new_execution_run_id", ""))
+
+
+def _check_told(cluster: Cluster, runs: Iterable[tuple[Run, Events]]) -> None:
+    """A signal that a workflow sent to another is there once if the answer says so, and not if it says otherwise."""
+    heard: Counter[str] = Counter()
+    asked: Counter[tuple[str, str, int]] = Counter()
+    for run, events in runs:
+        for event in events:
+            if event.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
+                s = event.workflow_execution_signaled_event_attributes
+                if s.HasField("external_workflow_execution"):
+                    heard[value_of(s.input)] += 1
+            elif event.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
+                c = event.workflow_execution_cancel_requested_event_attributes
+                if c.external_workflow_execution.run_id:
+                    asked[run.run_id, c.external_workflow_execution.run_id, c.external_initiated_event_id] += 1
+    for sender, events in runs:
+        for event in events:
+            if event.event_type in SIGNAL_ANSWERED and sender.workflow_id not in cluster.watch.tainted:
+                answer = getattr(event, SIGNAL_ANSWERED[event.event_type])
+                sent = events[
+                    answer.initiated_event_id - 1
+                ].signal_external_workflow_execution_initiated_event_attributes
+                taken = event.event_type == types.EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED
+                if sent.workflow_execution.workflow_id in cluster.watch.tainted:
+                    continue
+                cluster.watch.counts["signals from workflows" if taken else "signals refused to workflows"] += 1
+                if heard[value_of(sent.input)] != taken:
+                    cluster.watch.problem(
+                        f"{sender.workflow_id} signalled {sent.workflow_execution.workflow_id} (taken: {taken}), which "
+                        f"has heard it {heard[value_of(sent.input)]} times"
+                    )
+    for token, count in [*heard.items(), *asked.items()]:
+        if count > 1:
+            cluster.watch.problem(f"{token} came to another workflow {count} times")
 
 
 def _check_children(cluster: Cluster, runs: dict[str, tuple[Run, Events]], run: Run, events: Events) -> None:

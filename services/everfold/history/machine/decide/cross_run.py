@@ -52,16 +52,23 @@ _SIGNAL_LIMIT: Final = failed_cause_pb2.SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_FAILE
 _NOT_FOUND: Final = 1
 """EXTERNAL_WORKFLOW_EXECUTION_NOT_FOUND, and WORKFLOW_ALREADY_EXISTS for a child: both enums begin with it."""
 
+_ANSWERED: Final = frozenset(("Signal", "Cancel"))
+"""Messages whose senders wait for an answer, and for which a namespace that is not known is an answer."""
+
 
 def decide_cross_run(
     ctx: StepContext, namespace: NamespaceInfo | None, workflow_id: str, run_id: str, kind: str, data: bytes
 ) -> Reply:
-    """Folds a message from another workflow's shard."""
-    if namespace is None:
-        ctx.step.ignored = True
-        return Reply()
+    """Folds a message from another workflow's shard. `namespace` is None when it has ended, or when this shard has not
+    heard of it: then nothing was ever started here.
+    """
     message = msgpack.unpackb(data)
-    _DECIDERS[kind](ctx, namespace, workflow_id, run_id, message)
+    if namespace is not None:
+        _DECIDERS[kind](ctx, namespace, workflow_id, run_id, message)
+    elif kind in _ANSWERED:
+        _answer(ctx, message, _NOT_FOUND)
+    else:
+        ctx.step.ignored = True
     return Reply()
 
 

@@ -118,6 +118,8 @@ def _first_task(turn: Turn) -> bool:
 
 def _task_timeout(turn: Turn) -> bool:
     time_out_workflow_task(turn)
+    # At once: what was buffered gets its ids before what else is due, were it the end of the run.
+    schedule_workflow_task(turn)
     return True
 
 
