@@ -14,6 +14,7 @@ any moment. The generator sees to it:
   signal `close`, which the driver sends when all lanes are done, so nothing meets a closed workflow.
 - The client's cancellation or termination comes when the workflow says (to a query, or in its memo) that it waits.
 - What is cancelled from inside has begun, or waits for ever; what is raced against wins or never happens.
+- What lasts (a search attribute, a name in the memo) is overwritten only where no other branch does so beside it.
 - A program that the server runs again from its start (`retried`) takes no signals and has no children: their ids would
   meet themselves.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 Program = dict[str, Any]
@@ -108,6 +110,8 @@ class _Maker:
         self._name = name
         self._texts = 0
         self._children = 0
+        #: whether what is made now runs beside other branches of its program
+        self._beside = False
 
     def root(self) -> Program:
         end = self._pick(ENDS)
@@ -203,7 +207,7 @@ class _Maker:
             "cancel_activity": 2,
             "never": 1,
             "memo": 1,
-            "attribute": 1,
+            "attribute": 0 if self._beside else 1,
             "patched": 1,
             "signal_nobody": 1,
             "parallel": 2,
@@ -213,17 +217,27 @@ class _Maker:
             kinds["child"] = 6 if depth == 0 else 2
         kind = self._pick(kinds)
         if kind == "parallel":
-            branches = [self._steps(depth + 1, self._chance.randint(1, 2)) for _ in range(self._chance.randint(2, 3))]
+            with self._branches(beside=True):
+                branches = [
+                    self._steps(depth + 1, self._chance.randint(1, 2)) for _ in range(self._chance.randint(2, 3))
+                ]
             return {"do": kind, "branches": branches}
         if kind == "scope":
             return {"do": kind, "steps": self._simple_steps(0, 2)}
         if kind == "child":
-            return self._child(depth)
+            with self._branches(beside=False):
+                return self._child(depth)
         if kind == "cancel_activity":
             return {"do": kind, "how": self._chance.choice(CANCELLATIONS), "text": self._text()}
         if kind == "signal_nobody":
             return {"do": kind, "cancel": self._chance.random() < 0.5}
         return self._simple(kind)
+
+    @contextmanager
+    def _branches(self, *, beside: bool) -> Iterator[None]:
+        before, self._beside = self._beside, beside
+        yield
+        self._beside = before
 
     def _simple_steps(self, least: int, most: int) -> list[Step]:
         kinds = ("timer", "activity", "local_activity", "cancel_timer", "memo")
@@ -245,6 +259,8 @@ class _Maker:
         elif kind == "local_activity":
             step["act"] = self._chance.choice(LOCAL_ACTIVITIES)
             step["failures"] = self._chance.randint(1, 2)
+        elif kind == "memo":
+            step["overwrites"] = not self._beside
         elif kind == "patched":
             step["text"] = f"change-{self._chance.randint(1, 3)}"
         return step

@@ -316,7 +316,7 @@ class Interpreter:
         return workflow.patched(step["text"])
 
     async def _do_memo(self, step: Step) -> str:
-        workflow.upsert_memo({"note": step["text"], step["text"]: 1})
+        workflow.upsert_memo({step["text"]: 1, **({"note": step["text"]} if step["overwrites"] else {})})
         return "noted"
 
     async def _do_attribute(self, step: Step) -> str:

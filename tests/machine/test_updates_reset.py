@@ -410,6 +410,46 @@ def test_children_of_a_run_that_is_reset_live_on_and_report_to_the_new_run(shard
     assert "ChildWorkflowCompleted" in shard.history()
 
 
+def test_the_end_of_a_child_that_waits_behind_a_task_goes_into_the_new_run(shard: ShardDriver) -> None:
+    shard.start()
+    shard.complete(shard.poll(), start_child("child"))
+    shard.deliver()
+    shard.complete(shard.poll("w"), start_timer("t", 1000))
+    shard.signal()
+    shard.poll("w")
+    shard.complete(shard.poll("child"), complete_workflow())
+    shard.deliver()
+    assert "ChildWorkflowCompleted" not in shard.history(), "it is buffered"
+    reset(shard, 9)
+    assert [line.split(" ")[1] for line in shard.history().splitlines()[8:]] == [
+        "WorkflowTaskFailed",
+        "WorkflowSignaled",
+        "ChildWorkflowCompleted",
+        "WorkflowTaskScheduled",
+    ]
+
+
+def test_what_a_child_of_the_next_run_did_is_not_put_into_a_run_that_is_reset(shard: ShardDriver) -> None:
+    """It has the event id that a child of the first run had there."""
+    first = shard.start()
+    shard.complete(shard.poll(), start_child("child", policy=2))
+    shard.deliver()
+    shard.sleep(2)
+    shard.complete(shard.poll("w"), continue_as_new())
+    shard.complete(shard.poll("w"), start_child("other", policy=2))
+    shard.deliver()
+    shard.complete(shard.poll("other"), complete_workflow())
+    shard.deliver()
+    assert "ChildWorkflowCompleted" in shard.history()
+    request = ws.ResetWorkflowExecutionRequest(reason="again", request_id=shard.request_id())
+    request.workflow_execution.workflow_id, request.workflow_execution.run_id = "w", first
+    request.workflow_task_finish_event_id = 9
+    shard.request("RESET_WORKFLOW", request, workflow_id="w", run_id=first)
+    assert "ChildWorkflowCompleted" not in shard.history()
+    (pending,) = shard.describe().pending_children
+    assert pending.workflow_id == "child"
+
+
 def test_the_parent_of_a_run_that_is_reset_hears_of_the_new_run_alone(shard: ShardDriver) -> None:
     shard.start("parent")
     shard.complete(shard.poll("parent"), start_child("w"))

@@ -11,7 +11,7 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 from everfold.history.machine import reads
 from everfold.history.machine.shard_fold import LogRecord
 from everfold.history.machine.state import Run, decode_run
-from everfold.history.machine.step import Step
+from everfold.history.machine.step import RunKey, Step
 from everfold.kernel.ids import shard_of
 from everfold.schemas import codec
 from everfold.schemas.topics import (
@@ -100,9 +100,14 @@ class Refolded:
             if row.topic == HISTORY.name:
                 assert row.value is not None
                 batch = codec.decode_history_batch(row.value)
+                begun = [history_pb2.HistoryEvent.FromString(entry["event"]) for entry in batch["events"]]
+                if batch["run_id"] not in self._growing:  # what a reset has copied is on `history` under its first run
+                    run = self.fold.run_by_key(RunKey(batch["namespace_id"], batch["workflow_id"], batch["run_id"]))
+                    assert run is not None
+                    begun = self.events(run)
                 growing = self._growing[batch["run_id"]]
-                for entry in batch["events"]:
-                    trouble = growing.add(history_pb2.HistoryEvent.FromString(entry["event"]))
+                for event in begun:
+                    trouble = growing.add(event)
                     if trouble:
                         self._cluster.watch.problem(
                             f"shard {self.shard} offset {offset}, {batch['workflow_id']}: {trouble}"
@@ -212,7 +217,7 @@ def check(cluster: Cluster, ledger: Ledger, *, finished: bool) -> None:
     for one in refolded:
         _check_stores(cluster, one)
         _check_commands_taken(cluster, one)
-        _check_outputs(cluster, one)
+        _check_outputs(cluster, ledger, one)
     if finished:
         _check_tasks(cluster)
     _check_promises(cluster, ledger, refolded)
@@ -271,7 +276,7 @@ def _place(origin: dict[str, Any]) -> tuple[int, int, int]:
     return origin["epoch"], origin["offset"], origin["index"]
 
 
-def _check_outputs(cluster: Cluster, one: Refolded) -> None:
+def _check_outputs(cluster: Cluster, ledger: Ledger, one: Refolded) -> None:
     """`history` and `visibility` say what the store says; nothing is left to send."""
     waiting = one.fold.outbox(None, 5)
     if waiting:
@@ -290,6 +295,8 @@ def _check_outputs(cluster: Cluster, one: Refolded) -> None:
             history_pb2.HistoryEvent.FromString(event).SerializeToString(deterministic=True)
             for event in told[run.run_id]
         ]
+        if ledger.made_by_reset(run):
+            stored = stored[len(stored) - len(heard) :]
         if stored != heard:
             cluster.watch.problem(
                 f"{run.workflow_id} {run.run_id}: {len(stored)} events in the store, {len(heard)} on `history`"
@@ -324,8 +331,10 @@ def tasks_left(cluster: Cluster) -> list[dict[str, Any]]:
 def _check_promises(cluster: Cluster, ledger: Ledger, refolded: list[Refolded]) -> None:
     watch = cluster.watch
     made: dict[str, list[Run]] = defaultdict(list)
-    signals: Counter[str] = Counter()
-    results: Counter[str] = Counter()
+    #: what came -> how often in the history of which run
+    signals: dict[str, Counter[str]] = defaultdict(Counter)
+    results: dict[str, Counter[str]] = defaultdict(Counter)
+    workflow_of: dict[str, str] = {}
     for one in refolded:
         for run in one.runs:
             made[run.create_request_id].append(run)
@@ -333,9 +342,11 @@ def _check_promises(cluster: Cluster, ledger: Ledger, refolded: list[Refolded]) 
                 if event.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
                     attributes = event.workflow_execution_signaled_event_attributes
                     if attributes.input.payloads:
-                        signals[value_of(attributes.input)] += 1
+                        signals[value_of(attributes.input)][run.run_id] += 1
                 elif event.event_type == types.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
-                    results[value_of(event.activity_task_completed_event_attributes.result)] += 1
+                    result = value_of(event.activity_task_completed_event_attributes.result)
+                    results[result][run.run_id] += 1
+                    workflow_of[result] = run.workflow_id
             known = ledger.seen.get((run.workflow_id, run.run_id), [])
             if run.workflow_id not in watch.tainted and known != [outline(e) for e in one.events(run)[: len(known)]]:
                 watch.problem(f"{run.workflow_id} {run.run_id}: its worker has seen another history: {known}")
@@ -356,7 +367,7 @@ def _check_promises(cluster: Cluster, ledger: Ledger, refolded: list[Refolded]) 
     for token, (workflow_id, acknowledged) in ledger.signals.items():
         if workflow_id in watch.tainted:
             continue
-        count = signals[token]
+        count = ledger.times(signals[token], workflow_id)
         if count > 1 or (acknowledged and count != 1):
             watch.problem(f"signal {token} (acknowledged: {acknowledged}) is {count} times in {workflow_id}'s history")
         places = ledger.commands.get(token, [])
@@ -367,9 +378,11 @@ def _check_promises(cluster: Cluster, ledger: Ledger, refolded: list[Refolded]) 
         if signals[token]:
             watch.problem(f"signal {token} of an aborted transaction is in a history")
     for result, workflow_id in ledger.results.items():
-        if workflow_id not in watch.tainted and results[result] != 1:
-            watch.problem(f"activity result {result} was acknowledged and is {results[result]} times in a history")
-    for result, count in results.items():
+        count = ledger.times(results[result], workflow_id)
+        if workflow_id not in watch.tainted and count != 1:
+            watch.problem(f"activity result {result} was acknowledged and is {count} times in a history")
+    for result, runs_with in results.items():
+        count = ledger.times(runs_with, workflow_of.get(result, ""))
         if count > 1:
             watch.problem(f"activity result {result} is {count} times in histories")
     if not watch.cut_shards:

@@ -6,6 +6,7 @@ import asyncio
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from temporalio.api.enums.v1 import event_type_pb2 as types
 from temporalio.api.errordetails.v1 import message_pb2 as errordetails
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
@@ -55,8 +56,11 @@ class Client:
             await self._start_again(workflow_id)
         for _ in range(self._random.randint(0, 4)):
             await asyncio.sleep(self._random.random() * 4)
-            if self._random.random() < 0.3:
+            how = self._random.random()
+            if how < 0.3:
                 await self._update(workflow_id, run_id)
+            elif how < 0.38:
+                await self._reset(workflow_id, run_id)
             else:
                 await self._signal(workflow_id, run_id)
         await self._end(workflow_id, run_id)
@@ -172,6 +176,31 @@ class Client:
             self._ledger.updates[update_id] = (workflow_id, target, value_of(response.outcome.success))
         elif is_rejected(update_id) != (response.outcome.failure.message == "no"):
             self._problem(f"update {update_id} of {workflow_id} came to {response.outcome.failure.message!r}")
+
+    async def _reset(self, workflow_id: str, run_id: str) -> None:
+        """Back to one of the workflow tasks that the run has completed, if it has one."""
+        points = [
+            event.event_id
+            for event in await self._calls.events(workflow_id, run_id)
+            if event.event_type == types.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+        ]
+        if not points:
+            return
+        request = ws.ResetWorkflowExecutionRequest(
+            namespace=NAMESPACE,
+            reason="once more",
+            workflow_task_finish_event_id=self._random.choice(points),
+            request_id=self._ledger.token("reset"),
+        )
+        request.workflow_execution.workflow_id, request.workflow_execution.run_id = workflow_id, run_id
+        self._ledger.resets[request.request_id] = workflow_id
+        try:
+            await self._calls.repeated("RESET_WORKFLOW", workflow_id, run_id, request.SerializeToString())
+        except StatusError as error:
+            if error.code != Code.NOT_FOUND and self._counts(workflow_id):
+                raise
+            return
+        self._cluster.watch.counts["resets"] += 1
 
     async def _check_signal_read(self, workflow_id: str, run_id: str, token: str) -> None:
         """An acknowledged signal is counted by the next read: in the history, or buffered behind a workflow task."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from temporalio.api.history.v1 import message_pb2 as history_pb2
+
+from everfold.history.machine.state import Run
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -21,6 +24,7 @@ class Ledger:
         aborted: tokens that must never appear.
         results: results of activities whose completion was acknowledged -> workflow id.
         seen: (workflow id, run id) -> what the worker had seen whose completion was acknowledged last.
+        resets: request id of a reset -> workflow id.
         updates: update id -> (workflow id, run that was named or "", result that was answered).
     """
 
@@ -32,10 +36,21 @@ class Ledger:
         self.malformed: list[tuple[int, int]] = []
         self.aborted: list[str] = []
         self.results: dict[str, str] = {}
+        self.resets: dict[str, str] = {}
         self.updates: dict[str, tuple[str, str, str]] = {}
         self.seen: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
         self.reads = 0
         self._count = 0
+
+    def made_by_reset(self, run: Run) -> bool:
+        """Whether a reset made the run: it begins with a copy of another one's history."""
+        return run.create_request_id in self.resets
+
+    def times(self, runs: Counter[str], workflow_id: str) -> int:
+        """How often something is in the histories of a workflow's runs, copies that a reset made not counted."""
+        if workflow_id in self.resets.values():
+            return max(runs.values(), default=0)
+        return sum(runs.values())
 
     def token(self, prefix: str) -> str:
         """A name that is used once."""

@@ -160,6 +160,8 @@ class _Seen:
         self.original_run_id = ""
         #: update id -> whether it was completed
         self.updates: dict[str, bool] = {}
+        #: ids of updates that a reset brought along, not answered yet
+        self.admitted: list[str] = []
         for event in events:
             self._read(event)
 
@@ -200,6 +202,10 @@ class _Seen:
         elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED:
             update_id = event.workflow_execution_update_accepted_event_attributes.protocol_instance_id
             self.updates[update_id] = False
+            if update_id in self.admitted:
+                self.admitted.remove(update_id)
+        elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ADMITTED:
+            self.admitted.append(event.workflow_execution_update_admitted_event_attributes.request.meta.update_id)
         elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_COMPLETED:
             self.updates[event.workflow_execution_update_completed_event_attributes.meta.update_id] = True
 
@@ -388,9 +394,13 @@ def answer_updates(
         response.outcome.success.CopyFrom(payloads(outcome_of(update_id)))
         say(update_id, "complete", response)
 
-    for update_id, completed in _Seen(events).updates.items():
+    seen = _Seen(events)
+    for update_id, completed in seen.updates.items():
         if not completed:
             complete(update_id)
+    for update_id in seen.admitted:
+        say(update_id, "accept", update_pb2.Acceptance(accepted_request_message_id=f"{update_id}/request"))
+        complete(update_id)
     for request in asked:
         update_id = request.protocol_instance_id
         if is_rejected(update_id):

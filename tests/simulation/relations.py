@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -34,15 +34,17 @@ def check_relations(cluster: Cluster, ledger: Ledger, refolded: Iterable[Refolde
     tainted = cluster.watch.tainted
     for run, events in runs.values():
         if run.workflow_id not in tainted:
-            _check_chain(cluster, runs, run, events)
-            _check_children(cluster, runs, run, events)
+            _check_chain(cluster, ledger, runs, run, events)
+            _check_children(cluster, ledger, runs, run, events)
     _check_started_once(cluster, [run for run, _ in runs.values()])
-    _check_told(cluster, list(runs.values()))
+    _check_told(cluster, ledger, list(runs.values()))
     _check_updates(cluster, ledger, list(runs.values()))
 
 
-def _check_chain(cluster: Cluster, runs: dict[str, tuple[Run, Events]], run: Run, events: Events) -> None:
-    """A run and its successor name each other, and the workflow id points at the last of them."""
+def _check_chain(
+    cluster: Cluster, ledger: Ledger, runs: dict[str, tuple[Run, Events]], run: Run, events: Events
+) -> None:
+    """A run and its successor name each other. One that a reset made follows whom the first run of its kind did."""
     last = events[-1]
     successor = _successor(last)
     if successor:
@@ -54,7 +56,11 @@ def _check_chain(cluster: Cluster, runs: dict[str, tuple[Run, Events]], run: Run
         elif first.first_execution_run_id != run.first_run_id:
             cluster.watch.problem(f"{run.workflow_id} {run.run_id}: its successor is of another chain")
     before = events[0].workflow_execution_started_event_attributes.continued_execution_run_id
-    if before and (before not in runs or _successor(runs[before][1][-1]) != run.run_id):
+    if (
+        before
+        and not ledger.made_by_reset(run)
+        and (before not in runs or _successor(runs[before][1][-1]) != run.run_id)
+    ):
         cluster.watch.problem(f"{run.workflow_id} {run.run_id} follows a run that does not know it")
 
 
@@ -64,42 +70,56 @@ def _successor(closing: history_pb2.HistoryEvent) -> str:
     return str(getattr(attributes, "new_execution_run_id", ""))
 
 
-def _check_told(cluster: Cluster, runs: Iterable[tuple[Run, Events]]) -> None:
-    """A signal that a workflow sent to another is there once if the answer says so, and not if it says otherwise."""
-    heard: Counter[str] = Counter()
+def _check_told(cluster: Cluster, ledger: Ledger, runs: Iterable[tuple[Run, Events]]) -> None:
+    """A signal that a workflow sent to another is there once if the answer says so, and not if it says otherwise.
+
+    Of runs that a reset made it is not asked: they begin with answers that others were given.
+    """
+    #: (what was sent, run that sent it) -> how often it is in the history of which run
+    heard: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     asked: Counter[tuple[str, str, int]] = Counter()
     for run, events in runs:
         for event in events:
             if event.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
                 s = event.workflow_execution_signaled_event_attributes
                 if s.HasField("external_workflow_execution"):
-                    heard[value_of(s.input)] += 1
+                    heard[value_of(s.input), s.external_workflow_execution.run_id][run.run_id] += 1
             elif event.event_type == types.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
                 c = event.workflow_execution_cancel_requested_event_attributes
                 if c.external_workflow_execution.run_id:
                     asked[run.run_id, c.external_workflow_execution.run_id, c.external_initiated_event_id] += 1
     for sender, events in runs:
         for event in events:
-            if event.event_type in SIGNAL_ANSWERED and sender.workflow_id not in cluster.watch.tainted:
+            if (
+                event.event_type in SIGNAL_ANSWERED
+                and sender.workflow_id not in cluster.watch.tainted
+                and not ledger.made_by_reset(sender)
+            ):
                 answer = getattr(event, SIGNAL_ANSWERED[event.event_type])
                 sent = events[
                     answer.initiated_event_id - 1
                 ].signal_external_workflow_execution_initiated_event_attributes
                 taken = event.event_type == types.EVENT_TYPE_EXTERNAL_WORKFLOW_EXECUTION_SIGNALED
-                if sent.workflow_execution.workflow_id in cluster.watch.tainted:
+                target = sent.workflow_execution.workflow_id
+                if target in cluster.watch.tainted:
                     continue
+                count = ledger.times(heard[value_of(sent.input), sender.run_id], target)
                 cluster.watch.counts["signals from workflows" if taken else "signals refused to workflows"] += 1
-                if heard[value_of(sent.input)] != taken:
+                if count != taken:
                     cluster.watch.problem(
-                        f"{sender.workflow_id} signalled {sent.workflow_execution.workflow_id} (taken: {taken}), which "
-                        f"has heard it {heard[value_of(sent.input)]} times"
+                        f"{sender.workflow_id} signalled {target} (taken: {taken}), which has heard it {count} times"
                     )
-    for token, count in [*heard.items(), *asked.items()]:
+    for token, in_runs in heard.items():
+        if max(in_runs.values(), default=0) > 1:
+            cluster.watch.problem(f"{token} came to another workflow twice")
+    for request, count in asked.items():
         if count > 1:
-            cluster.watch.problem(f"{token} came to another workflow {count} times")
+            cluster.watch.problem(f"cancel request {request} came to another workflow {count} times")
 
 
-def _check_children(cluster: Cluster, runs: dict[str, tuple[Run, Events]], run: Run, events: Events) -> None:
+def _check_children(
+    cluster: Cluster, ledger: Ledger, runs: dict[str, tuple[Run, Events]], run: Run, events: Events
+) -> None:
     """What a parent says of a child is what the child says of itself."""
     for event in events:
         if event.event_type == types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED:
@@ -109,7 +129,10 @@ def _check_children(cluster: Cluster, runs: dict[str, tuple[Run, Events]], run: 
                 continue
             cluster.watch.counts["children started"] += 1
             made = runs.get(child.run_id)
-            if made is None or made[0].parent[2:5] != [run.workflow_id, run.run_id, s.initiated_event_id]:
+            # A run that a reset made goes on with the children of the one before.
+            same = slice(2, 3) if ledger.made_by_reset(run) else slice(2, 5)
+            own = [None, None, run.workflow_id, run.run_id, s.initiated_event_id]
+            if made is None or made[0].parent[same] != own[same]:
                 cluster.watch.problem(f"{run.workflow_id} has started child {child.run_id}, which is not its own")
         elif event.event_type in _CHILD_STATUS.values():
             ended: Any = getattr(event, str(event.WhichOneof("attributes"))).workflow_execution

@@ -595,6 +595,26 @@ def reset_and_close_policy(s: Script) -> None:
     s.terminate("child")
 
 
+@scenario("21q", "a reset while a child's end waits behind an open workflow task")
+def reset_with_buffered_child(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), start_child(s))
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id()])
+    s.signal("next task")
+    s.poll()
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+    s.wait("WORKFLOW_EXECUTION_COMPLETED", "child")
+    time.sleep(1)  # for the news of it
+    response = _reset(s, run_id, 9)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"))
+    time.sleep(1)
+    s.note("children", len(s.describe().pending_children))
+    s.terminate()
+
+
 @scenario("upserts-refused", "search attributes that are refused, by the worker's completion and by the start")
 def upserts_refused(s: Script) -> None:
     values = {

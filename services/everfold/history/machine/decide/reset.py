@@ -61,7 +61,7 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     ended = current if current is not None and current.running else None
     if ended is not None:
         waiting = [history_pb2.HistoryEvent.FromString(data) for data in ended.buffered]
-        again.extend(event for event in waiting if event.event_type not in events.FLUSHED_LAST)
+        again.extend((event, ended is base) for event in waiting)
         turn = Turn(ctx, ended)
         terminate(turn, request.reason, None, RESETTER)
         turn.finish()
@@ -70,8 +70,8 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     turn = Turn(ctx, run)
     _begin_anew(run, ctx.now_ns)
     _fail_task(turn, request, base)
-    for event in again:
-        _apply_again(turn, event, excluded)
+    for event, of_base in again:
+        _apply_again(turn, event, of_base, excluded)
     for activity in run.activities.values():  # none has begun (workflow_resetter.go, failInflightActivity)
         activity.scheduled_at_ns = activity.first_scheduled_at_ns = ctx.now_ns
         activity.expires_at_ns = ctx.now_ns + activity.schedule_to_close_ns if activity.schedule_to_close_ns else 0
@@ -83,6 +83,9 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     ctx.rows.put(keys.current(run.slot, run.namespace_id, run.workflow_id), run.run_id.encode())
     turn.finish()
     return Reply(serialize(ws.ResetWorkflowExecutionResponse(run_id=run.run_id)))
+
+
+_OF_CHILDREN: Final = events.CHILD_CLOSED | {events.CHILD_STARTED, events.CHILD_START_FAILED}
 
 
 def _excluded(request: ws.ResetWorkflowExecutionRequest) -> frozenset[int]:
@@ -189,8 +192,8 @@ def _fail_task(turn: Turn, request: ws.ResetWorkflowExecutionRequest, base: Run)
     end_failed_task(run, count=False)
 
 
-def _events_after(ctx: StepContext, base: Run, point: int) -> Iterator[history_pb2.HistoryEvent]:
-    """Events from the point on: of the base run, and of the runs that continued it."""
+def _events_after(ctx: StepContext, base: Run, point: int) -> Iterator[tuple[history_pb2.HistoryEvent, bool]]:
+    """Events from the point on: of the base run (True), and of the runs that continued it (False)."""
     run: Run | None = base
     first = point
     for _ in range(_CHAIN_MAX):
@@ -199,15 +202,18 @@ def _events_after(ctx: StepContext, base: Run, point: int) -> Iterator[history_p
         for _, row in list(ctx.rows.scan(*keys.history_range(run.slot, run.run_id, 0, run.next_event_id))):
             for event in parse_history(row).events:
                 if event.event_id >= first:
-                    yield event
+                    yield event, run is base
         if run.status != Status.CONTINUED_AS_NEW:
             return
         run = ctx.find(run.namespace_id, run.namespace, run.workflow_id, run.successor_run_id)
         first = 1
 
 
-def _apply_again(turn: Turn, event: history_pb2.HistoryEvent, excluded: frozenset[int]) -> None:
-    """Signals and updates that came after the point are put into the new run; what its children did, too."""
+def _apply_again(turn: Turn, event: history_pb2.HistoryEvent, of_base: bool, excluded: frozenset[int]) -> None:
+    """Signals and updates that came after the point are put into the new run; what its children did, too.
+
+    Not what children of later runs did: their event ids mean other children here. A real server mistakes them.
+    """
     run = turn.run
     if event.event_type == events.SIGNALED:
         if reset_pb2.RESET_REAPPLY_EXCLUDE_TYPE_SIGNAL in excluded:
@@ -222,9 +228,7 @@ def _apply_again(turn: Turn, event: history_pb2.HistoryEvent, excluded: frozense
         if reset_pb2.RESET_REAPPLY_EXCLUDE_TYPE_UPDATE in excluded:
             return
         _admit_again(turn, event)
-    elif event.event_type == events.CHILD_STARTED or event.event_type in events.CHILD_CLOSED | {
-        events.CHILD_START_FAILED
-    }:
+    elif of_base and event.event_type in _OF_CHILDREN:
         attributes = getattr(event, str(event.WhichOneof("attributes")))
         child = run.children.get(attributes.initiated_event_id)
         if child is None:
