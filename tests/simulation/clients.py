@@ -37,6 +37,8 @@ class Client:
         self._calls = Calls(cluster)
         self._random: Random = cluster.random
         self.name = name
+        #: signals to the latest run that were acknowledged
+        self._sent: list[str] = []
 
     async def run(self) -> None:
         """One of the kinds of client, by chance."""
@@ -61,12 +63,15 @@ class Client:
                 await self._update(workflow_id, run_id)
             elif how < 0.38:
                 await self._reset(workflow_id, run_id)
+            elif how < 0.6:
+                await self._query(workflow_id, run_id)
             else:
                 await self._signal(workflow_id, run_id)
         await self._end(workflow_id, run_id)
 
     async def _start(self, workflow_id: str, *, once: bool, conflict: int = 0) -> str:
         request_id = self._ledger.token("start")
+        self._sent.clear()
         request = ws.StartWorkflowExecutionRequest(
             namespace=NAMESPACE, workflow_id=workflow_id, request_id=request_id, identity=self.name
         )
@@ -152,6 +157,7 @@ class Client:
                 raise
             return
         self._ledger.signals[token] = (workflow_id, True)
+        self._sent.append(token)
         if self._random.random() < 0.3:
             await self._calls.repeated("SIGNAL_WORKFLOW", workflow_id, run_id, message)
         if self._random.random() < 0.5:
@@ -176,6 +182,22 @@ class Client:
             self._ledger.updates[update_id] = (workflow_id, target, value_of(response.outcome.success))
         elif is_rejected(update_id) != (response.outcome.failure.message == "no"):
             self._problem(f"update {update_id} of {workflow_id} came to {response.outcome.failure.message!r}")
+
+    async def _query(self, workflow_id: str, run_id: str) -> None:
+        """Whoever answers has seen the signals that were acknowledged before it was asked."""
+        request = ws.QueryWorkflowRequest(namespace=NAMESPACE)
+        request.execution.workflow_id, request.execution.run_id = workflow_id, run_id
+        request.query.query_type = "signals"
+        try:
+            seen = await self._calls.query(workflow_id, request.SerializeToString())
+        except StatusError as error:
+            if error.code in (Code.INTERNAL, Code.UNKNOWN, Code.INVALID_ARGUMENT):
+                raise
+            return  # nobody answered in time, or the run has nothing to tell yet
+        self._cluster.watch.counts["queries answered"] += 1
+        missing = [token for token in self._sent if token not in seen]
+        if missing and self._counts(workflow_id):
+            self._problem(f"{workflow_id} {run_id} was asked after signals {missing}, and has seen {seen}")
 
     async def _reset(self, workflow_id: str, run_id: str) -> None:
         """Back to one of the workflow tasks that the run has completed, if it has one."""

@@ -149,7 +149,8 @@ class _Seen:
         self.timers: dict[str, int] = {}
         self.timers_over: set[str] = set()
         self.markers: set[str] = set()
-        self.signals = 0
+        #: what the signals carried
+        self.signals: list[Any] = []
         self.cancelled = False
         self.workflow_id = ""
         self.children: dict[str, int] = {}
@@ -187,7 +188,8 @@ class _Seen:
         elif kind == types.EVENT_TYPE_MARKER_RECORDED:
             self.markers.add(event.marker_recorded_event_attributes.marker_name)
         elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED:
-            self.signals += 1
+            given = event.workflow_execution_signaled_event_attributes.input
+            self.signals.append(value_of(given) if given.payloads else None)
         elif kind == types.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
             self.cancelled = True
         elif kind == types.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_INITIATED:
@@ -264,7 +266,7 @@ def _both(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command])
 
 
 def _sig(seen: _Seen, at: int, step: Step, commands: list[command_pb2.Command]) -> bool:
-    if seen.signals >= step[1]:
+    if len(seen.signals) >= step[1]:
         _cancel_timer(seen, f"s{at}", commands)
         return True
     return _sleep(seen, f"s{at}", 15, commands)
@@ -357,6 +359,11 @@ _STEPS = {
     "next": _next,
     "fail": _fail,
 }
+
+
+def answer_query(events: Iterable[history_pb2.HistoryEvent]) -> common_pb2.Payloads:
+    """The answer to every query: what the signals have carried that the workflow has seen."""
+    return payloads(_Seen(events).signals)
 
 
 def outcome_of(update_id: str) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
+from everfold.history.machine_reads import MachineReads
+from everfold.history.queries import QueryView
+from simulation.run import run
 from simulation.series import first_failure
 
 SEEDS_MAX = 500
@@ -37,3 +41,17 @@ def test_a_missing_guard_is_noticed(guard: str) -> None:
     found = first_failure(SEEDS_MAX, guard)
     assert found is not None, f"{SEEDS_MAX} seeds passed without {guard}"
     print(f"without {guard}: seed {found.seed}: {found.problems[0]}")
+
+
+def test_a_query_that_does_not_wait_for_the_workflow_task_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    view_of = MachineReads.query_view
+
+    def without_task(self: MachineReads, *of: Any) -> QueryView:
+        return view_of(self, *of)._replace(task_pending=False)
+
+    monkeypatch.setattr(MachineReads, "query_view", without_task)
+    found = next((result for result in map(run, range(SEEDS_MAX)) if not result.ok), None)
+    assert found is not None, f"{SEEDS_MAX} seeds passed"
+    assert "was asked after signals" in found.problems[0]
+    monkeypatch.undo()
+    assert run(found.seed).ok

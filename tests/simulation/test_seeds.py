@@ -37,7 +37,13 @@ def test_the_laws_hold_under_every_seed() -> None:
     assert counts["lost:LogTruncated"]
     assert counts["lost:UnknownFeatureLevel"]
     assert counts["folded"] > 2 * counts["records"]
-    for what in ("resets", "signals from workflows", "signals refused to workflows", "updates answered"):
+    for what in (
+        "resets",
+        "signals from workflows",
+        "signals refused to workflows",
+        "updates answered",
+        "queries answered",
+    ):
         assert counts[what], what
     ends = ("COMPLETED", "CONTINUED_AS_NEW", "FAILED", "TIMED_OUT")  # of runs that others follow
     assert all(counts[f"successors after EVENT_TYPE_WORKFLOW_EXECUTION_{end}"] for end in ends)

@@ -13,8 +13,9 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.ids import shard_of, task_partition
+from everfold.kernel.tokens import decode_query_token
 from simulation.cluster import NAMESPACE_ID
-from simulation.program import answer_updates, decide, duration, payloads, value_of
+from simulation.program import answer_query, answer_updates, decide, duration, payloads, value_of
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -103,6 +104,17 @@ class Calls:
             if response.HasField("outcome"):
                 return response
         raise StatusError(Code.UNAVAILABLE, "twenty tries")
+
+    async def query(self, workflow_id: str, message: bytes) -> Any:
+        """QueryWorkflow, once: what the worker answered."""
+        shard = self._shard(NAMESPACE_ID, workflow_id)
+        data: bytes = await self._router.call("history", shard, "query", [NAMESPACE_ID, workflow_id, message, 8.0], 8.0)
+        return value_of(ws.QueryWorkflowResponse.FromString(data).query_result)
+
+    async def respond_query(self, token: bytes, message: bytes) -> None:
+        """RespondQueryTaskCompleted."""
+        number = decode_query_token(token).partition
+        await self._router.call("matching", number, "respond_query", [token, message], 2.0)
 
     async def poll(self, method: str, queue: str, message: bytes, poll_id: str, timeout: float) -> bytes:
         """A long poll."""
@@ -210,6 +222,9 @@ class Worker:
     async def _workflow_task(self, task: ws.PollWorkflowTaskQueueResponse) -> None:
         run = task.workflow_execution
         events = await self._history_of(task)
+        if task.HasField("query"):
+            await self._answer_query(task, events)
+            return
         self._ledger.workflow_task_given(run.workflow_id, run.run_id, task.started_event_id, task.attempt, events)
         if self._chance(0.4):
             return  # it dies with the task: the task times out
@@ -222,6 +237,9 @@ class Worker:
         request = ws.RespondWorkflowTaskCompletedRequest(
             task_token=task.task_token, commands=commands, messages=messages, identity=self.name
         )
+        for query_id in task.queries:
+            request.query_results[query_id].result_type = 1  # type: ignore[assignment]  # answered
+            request.query_results[query_id].answer.CopyFrom(answer_query(events))
         request.capabilities.discard_speculative_workflow_task_with_events = self._random.random() < 0.5
         if self._sticky and self._random.random() < 0.8:
             request.sticky_attributes.worker_task_queue.CopyFrom(
@@ -250,6 +268,16 @@ class Worker:
         if response.HasField("workflow_task") and response.workflow_task.task_token:
             await self._workflow_task(response.workflow_task)
 
+    async def _answer_query(
+        self, task: ws.PollWorkflowTaskQueueResponse, events: list[history_pb2.HistoryEvent]
+    ) -> None:
+        if self._chance(0.4):
+            return
+        await asyncio.sleep(self._random.random() * 0.02)
+        answer = ws.RespondQueryTaskCompletedRequest(task_token=task.task_token, query_result=answer_query(events))
+        answer.completed_type = 1  # type: ignore[assignment]  # answered
+        await self._calls.respond_query(task.task_token, answer.SerializeToString())
+
     async def _complete(self, run: common_pb2.WorkflowExecution, message: bytes) -> bytes:
         answer = self._calls.repeated("COMPLETE_WORKFLOW_TASK", run.workflow_id, run.run_id, message)
         if not self._chance(0.5):
@@ -266,6 +294,9 @@ class Worker:
     async def _history_of(self, task: ws.PollWorkflowTaskQueueResponse) -> list[history_pb2.HistoryEvent]:
         run = task.workflow_execution
         events = list(task.history.events)
+        if not events:  # a query to the worker that has the run in its cache
+            cached = self._cache.get(run.run_id)
+            return cached if cached is not None else await self._calls.events(run.workflow_id, run.run_id)
         if task.next_page_token:
             found = await self._calls.events(run.workflow_id, run.run_id)
             return found[: task.started_event_id]
