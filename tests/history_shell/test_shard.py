@@ -38,6 +38,27 @@ def started(world: World, owner: Owner, workflow_id: str = "w") -> str:
     return run_id_of(reply.response)
 
 
+def test_who_waits_for_a_record_that_kafka_has_acknowledged_and_lost_hears_of_it(world: World) -> None:
+    """This owner had not read it, so nothing else tells it that the log's tail is another one now."""
+    owner = Owner(world).take()
+    started(world, owner, "before")
+    world.run(5 * SECOND_NS)
+    owner.reader.pause()
+    verdicts = owner.propose("START_WORKFLOW", start("w", "r"), "w")
+    world.run(10 * MILLISECOND_NS)
+    world.logs[SHARD_LOG.name, 0].pop()
+    world.epoch += 1
+    owner.reader.resume()
+    assert owner.shard.in_flight == 1
+    started(world, owner, "other")
+    lost = answer(verdicts)
+    assert isinstance(lost, StatusError)
+    assert lost.code == Code.UNAVAILABLE
+    assert "acknowledged, and lost" in lost.message
+    assert owner.shard.in_flight == 0
+    assert owner.lost is None
+
+
 # ---- taking
 
 
@@ -90,6 +111,18 @@ def test_settings_that_differ_go_into_the_log_once(world: World) -> None:
     third = Owner(world, store=second.store).take()
     assert world.kinds().count("SETTINGS_CHANGED") == 2
     assert third.fold.meta.limits["limit.historyCount.error"] == 51_200
+
+
+def test_a_shard_serves_also_when_it_was_not_told_that_its_last_record_is_in_the_log(world: World) -> None:
+    world.fates[SHARD_LOG.name] = ["ok", "ok", "unknown"]
+    owner = Owner(world, settings={"limit.historyCount.error": 100}).take(wait=False)
+    world.run_until(lambda: world.kinds() == ["GENESIS", "SHARD_TAKEN", "SETTINGS_CHANGED"])
+    owner.reader.pause()
+    world.run(10 * MILLISECOND_NS)  # the producer says that the outcome is unknown
+    owner.reader.resume()
+    world.run_until(lambda: owner.served, 5 * SECOND_NS)
+    assert world.kinds().count("SETTINGS_CHANGED") == 1
+    started(world, owner)
 
 
 def test_a_feature_level_that_is_wanted_goes_into_the_log_once_and_builds_that_do_not_know_it_give_the_shard_up(

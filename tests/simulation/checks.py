@@ -25,7 +25,7 @@ from everfold.schemas.topics import (
 )
 from simulation.cluster import NAMESPACE, Cluster
 from simulation.ledger import Ledger, outline
-from simulation.program import ANSWERED, CHILD_ENDS, TOLD, value_of
+from simulation.program import ANSWERED, CHILD_ENDS, CLOSES, TOLD, value_of
 from simulation.relations import check_relations
 from simulation.store import SimStore
 from simulation.watch import WatchedFold
@@ -43,17 +43,6 @@ _ACTIVITY_ENDS = {
     types.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: "activity_task_timed_out_event_attributes",
     types.EVENT_TYPE_ACTIVITY_TASK_CANCELED: "activity_task_canceled_event_attributes",
 }
-_CLOSES = frozenset(
-    (
-        types.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED,
-        types.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED,
-        types.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
-        types.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED,
-        types.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
-        types.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW,
-    )
-)
-
 Place = tuple[int, int]
 
 
@@ -138,7 +127,7 @@ class _Growing:
         kind = event.event_type
         if self._closed:
             return f"event {event.event_id} behind the end"
-        self._closed = kind in _CLOSES
+        self._closed = kind in CLOSES
         if kind == types.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED:
             return self._move("", "scheduled")
         if kind == types.EVENT_TYPE_WORKFLOW_TASK_STARTED:
@@ -214,12 +203,13 @@ def check(cluster: Cluster, ledger: Ledger, *, finished: bool) -> None:
     refolded = [Refolded(cluster, shard) for shard in range(cluster.shard_count)]
     if cluster.watch.problems:
         return
+    if finished:
+        _check_tasks(cluster)
+    cluster.watch.tainted |= ledger.deleted  # from here on: what is gone keeps no promises
     for one in refolded:
         _check_stores(cluster, one)
         _check_commands_taken(cluster, one)
         _check_outputs(cluster, ledger, one)
-    if finished:
-        _check_tasks(cluster)
     _check_promises(cluster, ledger, refolded)
     check_relations(cluster, ledger, refolded)
 

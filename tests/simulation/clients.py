@@ -16,7 +16,7 @@ from everfold.kernel.ids import record_key, shard_of
 from everfold.schemas import codec
 from everfold.schemas.topics import COMMANDS
 from simulation.cluster import LATE_NAMESPACE, LATE_NAMESPACE_ID, NAMESPACE, NAMESPACE_ID
-from simulation.program import is_rejected, payloads, value_of, write_program
+from simulation.program import CLOSES, is_rejected, payloads, value_of, write_program
 from simulation.workers import QUEUE, Calls
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class Client:
     async def run(self) -> None:
         """One of the kinds of client, by chance."""
         await asyncio.sleep(self._random.random() * 20)
-        kinds = (self._rpc, self._rpc, self._rpc, self._with_start, self._again_and_again, self._by_commands)
+        kinds = (
+            *(self._rpc, self._rpc, self._rpc, self._with_start, self._with_update),
+            *(self._again_and_again, self._by_commands),
+        )
         try:
             await self._random.choice(kinds)(f"{self.name}-w")
         except StatusError as error:
@@ -87,14 +90,18 @@ class Client:
             program.append(["fail"])
             request.retry_policy.initial_interval.seconds = 1
             request.retry_policy.maximum_attempts = 3
+        elif how < 0.26:
+            request.workflow_start_delay.seconds = 2
         request.input.CopyFrom(payloads(program))
         if self._random.random() < 0.1:
             request.workflow_run_timeout.seconds = self._random.choice((5, 30))
         message = request.SerializeToString()
-        self._ledger.starts[request_id] = (workflow_id, "", once)
+        # Of a chain of runs the latest alone is asked whether it was started by the request.
+        chained = bool(request.cron_schedule) or any(step[0] in ("next", "fail") for step in program)
+        self._ledger.starts[request_id] = (workflow_id, "", once and not chained)
         try:
             data = await self._calls.repeated("START_WORKFLOW", workflow_id, "", message)
-            if self._random.random() < 0.3:
+            if self._random.random() < 0.3 and not chained:
                 again = await self._calls.repeated("START_WORKFLOW", workflow_id, "", message)
                 first, second = map(ws.StartWorkflowExecutionResponse.FromString, (data, again))
                 if first.run_id != second.run_id and self._counts(workflow_id):
@@ -103,7 +110,7 @@ class Client:
             self._check_not_own(error, request_id, workflow_id)
             raise
         run_id = ws.StartWorkflowExecutionResponse.FromString(data).run_id
-        self._ledger.starts[request_id] = (workflow_id, run_id, once)
+        self._ledger.starts[request_id] = (workflow_id, run_id, once and not chained)
         await self._check_described(workflow_id, run_id)
         return run_id
 
@@ -201,11 +208,8 @@ class Client:
 
     async def _reset(self, workflow_id: str, run_id: str) -> None:
         """Back to one of the workflow tasks that the run has completed, if it has one."""
-        points = [
-            event.event_id
-            for event in await self._calls.events(workflow_id, run_id)
-            if event.event_type == types.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
-        ]
+        events = await self._calls.events(workflow_id, run_id)
+        points = [e.event_id for e in events if e.event_type == types.EVENT_TYPE_WORKFLOW_TASK_COMPLETED]
         if not points:
             return
         request = ws.ResetWorkflowExecutionRequest(
@@ -215,6 +219,8 @@ class Client:
             request_id=self._ledger.token("reset"),
         )
         request.workflow_execution.workflow_id, request.workflow_execution.run_id = workflow_id, run_id
+        if workflow_id in self._ledger.resets.values() or events[-1].event_type in CLOSES:
+            self._cluster.watch.lost_children.add(workflow_id)
         self._ledger.resets[request.request_id] = workflow_id
         try:
             await self._calls.repeated("RESET_WORKFLOW", workflow_id, run_id, request.SerializeToString())
@@ -254,6 +260,14 @@ class Client:
                 terminate = ws.TerminateWorkflowExecutionRequest(reason="enough")
                 terminate.workflow_execution.workflow_id, terminate.workflow_execution.run_id = workflow_id, run_id
                 await self._calls.repeated("TERMINATE_WORKFLOW", workflow_id, run_id, terminate.SerializeToString())
+            elif how < 0.38:
+                delete = ws.DeleteWorkflowExecutionRequest()
+                delete.workflow_execution.workflow_id, delete.workflow_execution.run_id = workflow_id, run_id
+                self._ledger.deleted.add(workflow_id)
+                if workflow_id in self._ledger.resets.values():
+                    self._cluster.watch.lost_children.add(workflow_id)
+                await self._calls.repeated("DELETE_WORKFLOW", workflow_id, run_id, delete.SerializeToString())
+                self._cluster.watch.counts["runs deleted"] += 1
         except StatusError as error:
             if error.code != Code.NOT_FOUND:
                 raise
@@ -283,6 +297,33 @@ class Client:
                     return
                 raise
             self._ledger.signals[token] = (workflow_id, True)
+            await asyncio.sleep(self._random.random() * 3)
+
+    async def _with_update(self, workflow_id: str) -> None:
+        """Update-with-start, several times on one id."""
+        for _ in range(self._random.randint(1, 3)):
+            update_id = self._ledger.token("uws")
+            request = ws.ExecuteMultiOperationRequest(namespace=NAMESPACE)
+            start = request.operations.add().start_workflow
+            start.workflow_id = workflow_id
+            start.request_id = self._ledger.token("start")
+            start.workflow_type.name = "program"
+            start.task_queue.name = QUEUE
+            start.input.CopyFrom(payloads(write_program(self._random)))
+            start.workflow_id_conflict_policy = _USE_EXISTING  # type: ignore[assignment]
+            update = request.operations.add().update_workflow
+            update.workflow_execution.workflow_id = workflow_id
+            update.wait_policy.lifecycle_stage = 3  # type: ignore[assignment]  # completed
+            update.request.meta.update_id = update_id
+            update.request.input.name = "change"
+            try:
+                response = await self._calls.update_with_start(workflow_id, request.SerializeToString())
+            except StatusError as error:
+                if error.code in (Code.INTERNAL, Code.UNKNOWN, Code.INVALID_ARGUMENT):
+                    raise
+                return
+            if response.outcome.HasField("success"):
+                self._ledger.updates[update_id] = (workflow_id, "", value_of(response.outcome.success))
             await asyncio.sleep(self._random.random() * 3)
 
     async def _again_and_again(self, workflow_id: str) -> None:

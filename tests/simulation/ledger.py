@@ -24,6 +24,7 @@ class Ledger:
         aborted: tokens that must never appear.
         results: results of activities whose completion was acknowledged -> workflow id.
         seen: (workflow id, run id) -> what the worker had seen whose completion was acknowledged last.
+        deleted: workflow ids of which somebody asked to delete a run.
         resets: request id of a reset -> workflow id.
         updates: update id -> (workflow id, run that was named or "", result that was answered).
     """
@@ -36,6 +37,7 @@ class Ledger:
         self.malformed: list[tuple[int, int]] = []
         self.aborted: list[str] = []
         self.results: dict[str, str] = {}
+        self.deleted: set[str] = set()
         self.resets: dict[str, str] = {}
         self.updates: dict[str, tuple[str, str, str]] = {}
         self.seen: dict[tuple[str, str], list[tuple[int, int, int]]] = {}

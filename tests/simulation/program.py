@@ -53,6 +53,18 @@ CHILD_ENDS = {
     types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TIMED_OUT: "child_workflow_execution_timed_out_event_attributes",
     types.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_TERMINATED: "child_workflow_execution_terminated_event_attributes",
 }
+CLOSES = frozenset(
+    (
+        types.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED,
+        types.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED,
+        types.EVENT_TYPE_WORKFLOW_EXECUTION_TIMED_OUT,
+        types.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED,
+        types.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED,
+        types.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW,
+    )
+)
+"""Events that end a run."""
+
 TOLD = {
     types.EVENT_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED: (
         "signal_external_workflow_execution_initiated_event_attributes"

@@ -212,7 +212,8 @@ def _open_runs(cluster: Cluster) -> list[str]:
                 state = decode_run(row)
                 # Kafka may have lost what other shards have told, and were told was taken.
                 waits = (state.children or state.externals) and cluster.watch.cut_shards
-                if state.running and not waits:
+                alone = state.children and state.workflow_id in cluster.watch.lost_children
+                if state.running and not waits and not alone:
                     task = state.workflow_task
                     found.append(
                         f"{state.workflow_id} next event {state.next_event_id} workflow task "

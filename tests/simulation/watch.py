@@ -48,6 +48,9 @@ class Watch:
         self.tainted: set[str] = set()
         #: shards whose log lost records
         self.cut_shards: set[int] = set()
+        #: workflows that may wait for the end of a child for ever, as on a real server: a run was reset that was
+        #: closed, had been reset before or is gone, and another run than the new one has heard of the child's end
+        self.lost_children: set[str] = set()
         self.counts: Counter[str] = Counter()
         cluster.broker.on_lost_tail.append(self._lost_tail)
 

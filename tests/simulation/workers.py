@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from temporalio.api.common.v1 import message_pb2 as common_pb2
@@ -90,17 +90,35 @@ class Calls:
 
     async def update(self, workflow_id: str, message: bytes) -> ws.UpdateWorkflowExecutionResponse:
         """UpdateWorkflowExecution, asked again by the same id until its outcome is known."""
+        return await self._updated("update", workflow_id, message, ws.UpdateWorkflowExecutionResponse.FromString)
+
+    async def update_with_start(self, workflow_id: str, message: bytes) -> ws.UpdateWorkflowExecutionResponse:
+        """ExecuteMultiOperation, asked again as it is until the update's outcome is known."""
+        return await self._updated(
+            "multi_operation",
+            workflow_id,
+            message,
+            lambda data: ws.ExecuteMultiOperationResponse.FromString(data).responses[1].update_workflow,
+        )
+
+    async def _updated(
+        self,
+        method: str,
+        workflow_id: str,
+        message: bytes,
+        response_in: Callable[[bytes], ws.UpdateWorkflowExecutionResponse],
+    ) -> ws.UpdateWorkflowExecutionResponse:
         shard = self._shard(NAMESPACE_ID, workflow_id)
         for _ in range(20):
             try:
                 args = [NAMESPACE_ID, workflow_id, message, 20.0]
-                data: bytes = await self._router.call("history", shard, "update", args, 20.0)
+                data: bytes = await self._router.call("history", shard, method, args, 20.0)
             except StatusError as error:
                 if error.code not in RETRIED:
                     raise
                 await asyncio.sleep(0.2)
                 continue
-            response = ws.UpdateWorkflowExecutionResponse.FromString(data)
+            response = response_in(data)
             if response.HasField("outcome"):
                 return response
         raise StatusError(Code.UNAVAILABLE, "twenty tries")
@@ -246,23 +264,17 @@ class Worker:
                 taskqueue_pb2.TaskQueue(name=self._sticky, kind=2, normal_name=QUEUE)
             )
             request.sticky_attributes.schedule_to_start_timeout.CopyFrom(duration(5))
-            self._cache[run.run_id] = events
-        else:
-            self._cache.pop(run.run_id, None)
+        self._cache.pop(run.run_id, None)
         request.return_new_workflow_task = self._random.random() < 0.5
         if not commands and not messages and self._chance():
             request.force_create_new_workflow_task = True
-        try:
-            data = await self._complete(run, request.SerializeToString())
-        except StatusError:
-            # As an SDK does: what it made of a task that was not its own is no part of the history.
-            self._cache.pop(run.run_id, None)
-            raise
+        data = await self._complete(run, request.SerializeToString())
         response = ws.RespondWorkflowTaskCompletedResponse.FromString(data)
         if not response.reset_history_event_id:
             self._ledger.workflow_task_completed(run.workflow_id, run.run_id, events)
-        if response.reset_history_event_id and run.run_id in self._cache:
-            self._cache[run.run_id] = events[: response.reset_history_event_id]
+        if request.HasField("sticky_attributes"):
+            # Not before: as with an SDK, what it made of a task that was not its own is no part of the history.
+            self._cache[run.run_id] = events[: response.reset_history_event_id or len(events)]
         for activity in response.activity_tasks:
             self._spawn(self._do(self._activity(activity)))
         if response.HasField("workflow_task") and response.workflow_task.task_token:

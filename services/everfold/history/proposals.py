@@ -1,8 +1,9 @@
 """Own records on their way: appended to the shard log, not folded yet.
 
-A proposal is known by (instance, sequence), which the record carries. It ends in one of three ways: its record is
+A proposal is known by (instance, sequence), which the record carries. It ends in one of four ways: its record is
 folded (the verdict is the answer), its delivery fails (the outcome is unknown: the record may still be in the log, or
-come), or the shard is given up. A caller that went away leaves its proposal in here, as the record is still on its way.
+come), Kafka loses it with the log's tail (another record is folded from its offset), or the shard is given up. A caller
+that went away leaves its proposal in here, as the record is still on its way.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Proposals:
         self._next = 1
         #: sequence -> proposal; bounded by the shard's in_flight_max and the shell's own few
         self._open: dict[int, _Proposal] = {}
+        #: offset that Kafka has acknowledged -> sequence of the record that is, or was, there
+        self._at: dict[int, int] = {}
         #: workflow -> how many of them are about it
         self._about: dict[WorkflowKey, int] = {}
         #: size of their requests
@@ -94,6 +97,17 @@ class Proposals:
         proposal.on_verdict(reply if reply is not None else Reply())
         return proposal.sent_at_ns
 
+    def acknowledged(self, sequence: int, offset: int) -> None:
+        """Kafka has the record there."""
+        if sequence in self._open:  # as a rule it is folded later
+            self._at[offset] = sequence
+
+    def passed(self, offset: int, own: int | None) -> None:
+        """The record at that offset is folded; `own` is its sequence if it is an own one."""
+        sequence = self._at.pop(offset, None)
+        if sequence is not None and sequence != own:
+            self.failed(sequence, LookupError("it was acknowledged, and lost by Kafka"))
+
     def failed(self, sequence: int, error: BaseException) -> None:
         """The delivery failed: nobody knows whether the record is, or will be, in the log."""
         proposal = self._take(sequence)
@@ -104,6 +118,7 @@ class Proposals:
         """The shard is gone: everybody gets this status."""
         proposals = list(self._open.values())
         self._open.clear()
+        self._at.clear()
         self._about.clear()
         self.bytes = 0
         for proposal in proposals:

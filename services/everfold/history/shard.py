@@ -131,6 +131,7 @@ class Shard:
             identity,
             settings,
             self._propose_internal,
+            self._taken,
             self._lose,
             epoch_check=self._guards.epoch_check,
         )
@@ -162,6 +163,15 @@ class Shard:
     def phase(self) -> Phase:
         """How far the shard is."""
         return self._taking.phase
+
+    def _taken(self) -> None:
+        """Everything is folded. In the middle of a batch its rows are not written yet: then `_after_write` goes on."""
+        if self._folding:
+            return
+        try:
+            self._finish_taking()
+        except Exception as trouble:
+            self._lose(trouble)
 
     def _finish_taking(self) -> None:
         """Everything is folded and written: let outputs, hand-offs and timers leave."""
@@ -247,6 +257,7 @@ class Shard:
             sent_at_ns = self._proposals.folded(own, step.reply)
             if sent_at_ns is not None and self._skew is not None:
                 self._skew.measured(sent_at_ns, record.timestamp_ms, self._ports.now_ns())
+        self._proposals.passed(record.offset, own)
         if step.outputs_sent is not None and not self._hashes.agrees(*step.outputs_sent):
             self._hash_mismatch(*step.outputs_sent)
         if step.changed:
@@ -409,9 +420,11 @@ class Shard:
         sequence = self._proposals.add(on_verdict, self._ports.now_ns(), workflow, len(body.get("message", b"")))
         key, value = self.encode(kind, namespace_id, workflow_id, run_id, body, sequence, start=start, trace=trace)
 
-        def delivered(error: BaseException | None, _offset: int) -> None:
+        def delivered(error: BaseException | None, offset: int) -> None:
             if error is not None:
                 self._proposals.failed(sequence, error)
+            elif offset > self.fold.meta.applied_offset:
+                self._proposals.acknowledged(sequence, offset)
 
         try:
             self._ports.propose(self.shard, key, value, delivered)

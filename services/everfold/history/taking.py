@@ -62,6 +62,7 @@ class Taking:
 
     Args:
         append: appends a record about the shard: (kind, body, what to call with the verdict).
+        done: called when everything is folded that must be, be its rows written or not.
         lose: gives the shard up.
     """
 
@@ -73,12 +74,13 @@ class Taking:
         identity: Identity,
         settings: Mapping[str, int],
         append: Callable[[str, dict[str, Any], OnVerdict], None],
+        done: Callable[[], None],
         lose: Callable[[ShardLost], None],
         *,
         epoch_check: bool,
     ) -> None:
         self.phase = Phase.OPENING
-        #: everything is folded that must be: `Shard` enters SERVING when the rows are written
+        #: everything is folded that must be
         self.ready = False
         self._shard = shard
         self._fold = fold
@@ -86,6 +88,7 @@ class Taking:
         self._identity = identity
         self._settings = dict(settings)
         self._append = append
+        self._tell_done = done
         self._lose = lose
         self._epoch_check = epoch_check
         self._resumed_at = fold.meta.applied_offset + 1
@@ -186,6 +189,7 @@ class Taking:
 
     def _done(self) -> None:
         self.ready = True
+        self._tell_done()
 
     def _append_step(self, kind: str, body: dict[str, Any], phase: Phase, then: Callable[[], None]) -> None:
         def verdict(result: Verdict) -> None:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from temporalio.api.common.v1 import message_pb2 as common_v1
-from temporalio.api.enums.v1 import reset_pb2
+from temporalio.api.enums.v1 import reset_pb2, workflow_pb2
 
 from differential.scenarios import scenario
 from differential.scenarios.pieces import json_value, refused_each, start_child, tasks_by_workflow
@@ -611,6 +611,53 @@ def reset_with_buffered_child(s: Script) -> None:
     s.track("wf", response.run_id, "after the reset")
     s.complete(s.poll("after the reset"))
     time.sleep(1)
+    s.note("children", len(s.describe().pending_children))
+    s.terminate()
+
+
+@scenario("21r", "a run is reset twice; between the resets its child ends, which the first new run hears")
+def reset_twice_with_child(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), start_child(s))
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id()], s.timer(after=60))
+    first = _reset(s, run_id, 9)
+    s.track("wf", first.run_id, "after the first reset")
+    s.complete(s.poll("after the first reset"), s.timer(after=60))
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+    s.complete(s.poll("with the child's end"), s.timer("another", after=60))
+    fields = {"request_id": s.request("again")}
+    second = s.client.call(
+        "ResetWorkflowExecution",
+        namespace=NAMESPACE,
+        workflow_execution=s.execution("wf", run_id),
+        reason="and again",
+        workflow_task_finish_event_id=9,
+        identity=CLIENT,
+        **fields,
+    )
+    s.track("wf", second.run_id, "after the second reset")
+    s.complete(s.poll("after the second reset"))
+    time.sleep(2)
+    s.note("children", len(s.describe().pending_children))
+    s.terminate()
+
+
+@scenario("21s", "a closed run is reset whose child has ended since")
+def reset_closed_with_child(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), start_child(s, parent_close_policy=workflow_pb2.PARENT_CLOSE_POLICY_ABANDON))
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    tasks = tasks_by_workflow(s, 2)
+    s.complete(tasks[s.id()], s.done("too early"))
+    s.complete(tasks[s.id("child")], s.done("of the child"))
+    s.wait("WORKFLOW_EXECUTION_COMPLETED", "child")
+    time.sleep(1)  # for the news of it
+    response = _reset(s, run_id, 9)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"))
+    time.sleep(2)
     s.note("children", len(s.describe().pending_children))
     s.terminate()
 
