@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from everfold.history.machine.transitions import MACHINES, Change, Machine, name_of
-from everfold.schemas.topics import TOPICS, Topic
+from everfold.kernel.gotext import camel
+from everfold.schemas.topics import FRONTEND, HISTORY_OWNERS, MATCHING, TOPICS, WORKER, Topic
 
-_PARTIES = {"frontend", "history", "matching", "worker"}
+_SERVICES = frozenset((FRONTEND, HISTORY_OWNERS, MATCHING, WORKER))
 
 
 def topics_diagram() -> list[str]:
@@ -17,7 +18,7 @@ def topics_diagram() -> list[str]:
     parties = dict.fromkeys(party for topic in drawn for party in (*topic.written_by, *topic.read_by))
     return _mermaid(
         "flowchart LR",
-        *(f"{_id(party)}[{party}]" if party in _PARTIES else f"{_id(party)}{{{{{party}}}}}" for party in parties),
+        *(f"{_id(party)}[{party}]" if party in _SERVICES else f"{_id(party)}{{{{{party}}}}}" for party in parties),
         *(f"{_topic_id(topic)}[({topic.name})]" for topic in drawn),
         *(f"{_id(party)} --> {_topic_id(topic)}" for topic in drawn for party in topic.written_by),
         *(f"{_topic_id(topic)} --> {_id(party)}" for topic in drawn for party in topic.read_by),
@@ -54,7 +55,7 @@ def _arrows(machine: Machine) -> Iterator[str]:
     for before, row in machine.table.items():
         together = defaultdict(list)
         for what, after in row.items():
-            together[after].append(name_of(what) if isinstance(what, Change) else _camel(name_of(what)))
+            together[after].append(name_of(what) if isinstance(what, Change) else camel(name_of(what)))
         for after, names in together.items():
             yield f"{_id(before)} --> {_id(after)}: {'<br/>'.join(names)}"
         if not row:
@@ -63,10 +64,6 @@ def _arrows(machine: Machine) -> Iterator[str]:
 
 def _mermaid(kind: str, *lines: str) -> list[str]:
     return ["```mermaid", kind, *(f"    {line}" for line in lines), "```"]
-
-
-def _camel(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split("_"))
 
 
 def _id(words: str) -> str:

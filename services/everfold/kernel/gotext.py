@@ -53,3 +53,8 @@ def _character(char: str) -> str:
 def message(fields: Iterable[tuple[str, str]]) -> str:
     """A protobuf message as its String() gives it: two spaces between fields, which Go chooses once per binary."""
     return "  ".join(f"{name}:{value}" for name, value in fields)
+
+
+def camel(symbol: str) -> str:
+    """A protobuf enum's symbol as Go's String() has it: TIMED_OUT as TimedOut."""
+    return "".join(word.capitalize() for word in symbol.split("_"))

@@ -34,6 +34,7 @@ from everfold.history.machine.transitions import (
     UPDATE,
     WORKFLOW_TASK,
     Change,
+    RunState,
     attempt_state,
     run_state,
     task_state,
@@ -72,8 +73,8 @@ def apply_event(run: Run, event: Event) -> None:
     event_type = event.event_type
     machine, key_of, state = SUBJECTS[event_type]
     key = key_of(event)
-    if machine is not RUN and not (run.running and run.workflow_type):
-        raise InvariantViolation(f"{TYPE_NAMES[event_type]} in a run that is {run_state(run)}")
+    if machine is not RUN and (now := run_state(run)) is not RunState.RUNNING:
+        raise InvariantViolation(f"{TYPE_NAMES[event_type]} in a run that is {now}")
     after = machine.after(state(run, key), event_type)
     APPLIERS[event_type](run, event)
     if (found := state(run, key)) is not after:
@@ -135,7 +136,7 @@ def _closed(status: Status) -> Applier:
         run.first_task_at_ns = 0
         run.buffered.clear()
         run.externals.clear()
-        attributes = getattr(event, str(event.WhichOneof("attributes")))
+        attributes = events.attributes_of(event)
         run.successor_run_id = getattr(attributes, "new_execution_run_id", "")
 
     return apply
@@ -502,12 +503,12 @@ def _child_start_failed(run: Run, event: Event) -> None:
 
 @applies(*sorted(events.CHILD_CLOSED))
 def _child_closed(run: Run, event: Event) -> None:
-    del run.children[getattr(event, str(event.WhichOneof("attributes"))).initiated_event_id]
+    del run.children[events.attributes_of(event).initiated_event_id]
 
 
 def _external_initiated(kind: str) -> Applier:
     def apply(run: Run, event: Event) -> None:
-        a = getattr(event, str(event.WhichOneof("attributes")))
+        a = events.attributes_of(event)
         external = External()
         external.initiated_event_id = event.event_id
         external.kind = kind
@@ -531,7 +532,7 @@ applies(events.CANCEL_EXTERNAL_INITIATED)(_external_initiated("cancel"))
     events.EXTERNAL_CANCEL_REQUESTED,
 )
 def _external_answered(run: Run, event: Event) -> None:
-    del run.externals[getattr(event, str(event.WhichOneof("attributes"))).initiated_event_id]
+    del run.externals[events.attributes_of(event).initiated_event_id]
 
 
 # ---- updates --------------------------------------------------------------------------------------------------------

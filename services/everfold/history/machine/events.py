@@ -8,7 +8,7 @@ there is no second model of them. A stored batch is a serialized `History`, so b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -104,6 +104,11 @@ def serialize(message: Message) -> bytes:
     """The canonical bytes of a message: map entries sorted, the same on every host (law 2)."""
     data: bytes = message.SerializeToString(deterministic=True)
     return data
+
+
+def attributes_of(event: history_pb2.HistoryEvent) -> Any:
+    """The attributes of an event, whatever its type."""
+    return getattr(event, str(event.WhichOneof("attributes")))
 
 
 def framed(event: bytes) -> bytes:

@@ -15,7 +15,7 @@ from temporalio.api.update.v1 import message_pb2 as update_pb2
 
 from everfold.history.machine.apply import drop_update
 from everfold.history.machine.context import StepContext
-from everfold.history.machine.events import serialize
+from everfold.history.machine.events import attributes_of, serialize
 from everfold.history.machine.rejections import not_found
 from everfold.history.machine.state import Run, UpdateStage
 from everfold.history.machine.step import RunKey, UpdateNews
@@ -87,7 +87,7 @@ def announce_close(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent) 
             "run_id": run.run_id,
             "first_run_id": run.first_run_id,
             "workflow_id": run.workflow_id,
-            "close": serialize(getattr(event, str(event.WhichOneof("attributes")))),
+            "close": serialize(attributes_of(event)),
         }
         send(ctx, namespace, namespace_id, workflow_id, run_id, "ChildClosed", message)
     for child in run.children.values():

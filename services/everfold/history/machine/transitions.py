@@ -406,7 +406,7 @@ def _no_key(event: Event) -> None:
 
 
 def _initiated_id(event: Event) -> int:
-    initiated_event_id: int = getattr(event, str(event.WhichOneof("attributes"))).initiated_event_id
+    initiated_event_id: int = events.attributes_of(event).initiated_event_id
     return initiated_event_id
 
 

@@ -88,7 +88,7 @@ class Turn:
                 if initiated in run.children:
                     run.children[initiated].started_event_id = event.event_id
             elif event.event_type in events.FLUSHED_LAST:
-                attributes = getattr(event, str(event.WhichOneof("attributes")))
+                attributes = events.attributes_of(event)
                 child = event.event_type in events.CHILD_CLOSED
                 since = attributes.initiated_event_id if child else attributes.scheduled_event_id
                 if since in started:

@@ -14,6 +14,7 @@ from everfold.history.machine.decide.activity_options import InvalidActivity, ch
 from everfold.history.machine.durations import InvalidDuration, checked_ns
 from everfold.history.machine.relations import Outgoing
 from everfold.kernel import gotext
+from everfold.kernel.gotext import camel
 from everfold.kernel.limits import Limits
 from everfold.kernel.names import queue_error, too_long
 
@@ -36,8 +37,8 @@ class CommandFailed(Exception):
 
     def text(self) -> str:
         """`BadStartTimerAttributes: TimerId is not set …`, as Temporal words it."""
-        camel = "".join(word.capitalize() for word in self._name.split("_"))
-        return f"{camel}: {self.reason}" if self.reason else camel
+        name = camel(self._name)
+        return f"{name}: {self.reason}" if self.reason else name
 
 
 @dataclass(slots=True)

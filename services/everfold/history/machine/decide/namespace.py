@@ -24,6 +24,7 @@ from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import invalid, namespace_not_found, status, too_many
 from everfold.history.machine.step import Reply
 from everfold.kernel.errors import Code
+from everfold.kernel.gotext import camel
 from everfold.kernel.search_attributes import PREDEFINED, SYSTEM
 from everfold.kernel.time import HOUR_NS
 from everfold.schemas import codec
@@ -42,8 +43,7 @@ NAMESPACE_BYTES_MAX: Final = 64 * 1024
 
 _REGISTERED: Final = enums_namespace.NAMESPACE_STATE_REGISTERED
 _TYPE_NAMES: Final = {
-    number: "".join(word.capitalize() for word in name.removeprefix("INDEXED_VALUE_TYPE_").split("_"))
-    for name, number in enums_common.IndexedValueType.items()
+    number: camel(name.removeprefix("INDEXED_VALUE_TYPE_")) for name, number in enums_common.IndexedValueType.items()
 }
 
 

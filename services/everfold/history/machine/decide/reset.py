@@ -229,7 +229,7 @@ def _apply_again(turn: Turn, event: history_pb2.HistoryEvent, of_base: bool, exc
             return
         _admit_again(turn, event)
     elif of_base and event.event_type in _OF_CHILDREN:
-        attributes = getattr(event, str(event.WhichOneof("attributes")))
+        attributes = events.attributes_of(event)
         child = run.children.get(attributes.initiated_event_id)
         if child is None:
             return

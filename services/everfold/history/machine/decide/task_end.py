@@ -20,6 +20,7 @@ from everfold.history.machine.events import serialize
 from everfold.history.machine.state import TaskKind, WorkflowTask
 from everfold.history.machine.step import RunKey
 from everfold.history.machine.turn import Turn
+from everfold.kernel.gotext import camel
 
 PROBLEMS: Final = "TemporalReportedProblems"
 _PROBLEMS_LIMIT: Final = "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute"
@@ -80,8 +81,7 @@ def report_problem(turn: Turn, category: str, cause: str) -> None:
         return
     run.task_problems += 1
     if turn.ctx.limits.reached(_PROBLEMS_LIMIT, run.task_problems):
-        words = "".join(word.capitalize() for word in cause.split("_"))
-        problems = [f"category={category}", f"cause={category}Cause{words}"]
+        problems = [f"category={category}", f"cause={category}Cause{camel(cause)}"]
         payload = common_pb2.Payload(data=json.dumps(problems, separators=(",", ":")).encode())
         payload.metadata["encoding"] = b"json/plain"
         payload.metadata["type"] = b"KeywordList"
