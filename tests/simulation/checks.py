@@ -25,7 +25,7 @@ from everfold.schemas.topics import (
 )
 from simulation.cluster import NAMESPACE, Cluster
 from simulation.ledger import Ledger, outline
-from simulation.program import ANSWERED, CHILD_ENDS, CLOSES, TOLD, value_of
+from simulation.program import ACTIVITY_ENDS, ANSWERED, CHILD_ENDS, CLOSES, TOLD, value_of
 from simulation.relations import check_relations
 from simulation.store import SimStore
 from simulation.watch import WatchedFold
@@ -37,12 +37,6 @@ _TASK_ENDS = frozenset(
         types.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT,
     )
 )
-_ACTIVITY_ENDS = {
-    types.EVENT_TYPE_ACTIVITY_TASK_COMPLETED: "activity_task_completed_event_attributes",
-    types.EVENT_TYPE_ACTIVITY_TASK_FAILED: "activity_task_failed_event_attributes",
-    types.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: "activity_task_timed_out_event_attributes",
-    types.EVENT_TYPE_ACTIVITY_TASK_CANCELED: "activity_task_canceled_event_attributes",
-}
 Place = tuple[int, int]
 
 
@@ -138,8 +132,8 @@ class _Growing:
             return self._move("started", "")
         if kind == types.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             self._activities.add(event.event_id)
-        elif kind in _ACTIVITY_ENDS:
-            scheduled = getattr(event, _ACTIVITY_ENDS[kind]).scheduled_event_id
+        elif kind in ACTIVITY_ENDS:
+            scheduled = getattr(event, ACTIVITY_ENDS[kind]).scheduled_event_id
             if scheduled not in self._activities:
                 return f"activity {scheduled} ends twice, or was never scheduled"
             self._activities.remove(scheduled)

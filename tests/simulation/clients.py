@@ -173,11 +173,7 @@ class Client:
     async def _update(self, workflow_id: str, run_id: str) -> None:
         update_id = self._ledger.token("update")
         target = self._random.choice((run_id, ""))
-        request = ws.UpdateWorkflowExecutionRequest(namespace=NAMESPACE)
-        request.workflow_execution.workflow_id, request.workflow_execution.run_id = workflow_id, target
-        request.wait_policy.lifecycle_stage = 3  # type: ignore[assignment]  # completed
-        request.request.meta.update_id = update_id
-        request.request.input.name = "change"
+        request = _update_request(workflow_id, target, update_id)
         try:
             response = await self._calls.update(workflow_id, request.SerializeToString())
         except StatusError as error:
@@ -311,11 +307,7 @@ class Client:
             start.task_queue.name = QUEUE
             start.input.CopyFrom(payloads(write_program(self._random)))
             start.workflow_id_conflict_policy = _USE_EXISTING  # type: ignore[assignment]
-            update = request.operations.add().update_workflow
-            update.workflow_execution.workflow_id = workflow_id
-            update.wait_policy.lifecycle_stage = 3  # type: ignore[assignment]  # completed
-            update.request.meta.update_id = update_id
-            update.request.input.name = "change"
+            request.operations.add().update_workflow.CopyFrom(_update_request(workflow_id, "", update_id))
             try:
                 response = await self._calls.update_with_start(workflow_id, request.SerializeToString())
             except StatusError as error:
@@ -421,6 +413,16 @@ class Client:
 
     def _problem(self, text: str) -> None:
         self._cluster.watch.problem(text)
+
+
+def _update_request(workflow_id: str, run_id: str, update_id: str) -> ws.UpdateWorkflowExecutionRequest:
+    """An update whose outcome is waited for."""
+    request = ws.UpdateWorkflowExecutionRequest(namespace=NAMESPACE)
+    request.workflow_execution.workflow_id, request.workflow_execution.run_id = workflow_id, run_id
+    request.wait_policy.lifecycle_stage = 3  # type: ignore[assignment]  # completed
+    request.request.meta.update_id = update_id
+    request.request.input.name = "change"
+    return request
 
 
 def command(workflow_id: str, request_id: str, kind: str, body: dict[str, Any], *, namespace: str = NAMESPACE) -> bytes:

@@ -38,7 +38,7 @@ from everfold.kernel.time import SECOND_NS
 
 Step = list[Any]
 
-_ACTIVITY_ENDS = {
+ACTIVITY_ENDS = {
     types.EVENT_TYPE_ACTIVITY_TASK_COMPLETED: "activity_task_completed_event_attributes",
     types.EVENT_TYPE_ACTIVITY_TASK_FAILED: "activity_task_failed_event_attributes",
     types.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT: "activity_task_timed_out_event_attributes",
@@ -187,8 +187,8 @@ class _Seen:
             self.original_run_id = event.workflow_execution_started_event_attributes.original_execution_run_id
         elif kind == types.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             self.scheduled[event.activity_task_scheduled_event_attributes.activity_id] = event.event_id
-        elif kind in _ACTIVITY_ENDS:
-            self.ended.add(getattr(event, _ACTIVITY_ENDS[kind]).scheduled_event_id)
+        elif kind in ACTIVITY_ENDS:
+            self.ended.add(getattr(event, ACTIVITY_ENDS[kind]).scheduled_event_id)
         elif kind == types.EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED:
             self.cancel_asked.add(event.activity_task_cancel_requested_event_attributes.scheduled_event_id)
         elif kind == types.EVENT_TYPE_TIMER_STARTED:

@@ -194,14 +194,14 @@ def cron_times(s: Script) -> None:
         s.terminate(name)
 
 
-def _reset(s: Script, run_id: str, event_id: int, name: str = "wf", **fields: Any) -> Any:
+def _reset(s: Script, run_id: str, event_id: int, name: str = "wf", request: str = "", **fields: Any) -> Any:
     return s.client.call(
         "ResetWorkflowExecution",
         namespace=NAMESPACE,
         workflow_execution=s.execution(name, run_id),
         reason="try again",
         workflow_task_finish_event_id=event_id,
-        request_id=s.request(f"reset-{run_id}"),
+        request_id=s.request(request or f"reset-{run_id}"),
         identity=CLIENT,
         **fields,
     )
@@ -595,12 +595,24 @@ def reset_and_close_policy(s: Script) -> None:
     s.terminate("child")
 
 
+def _start_with_child(s: Script, **attributes: Any) -> tuple[str, dict[str, Any]]:
+    """A workflow that has started the workflow `child`: its run, and the task of each that a worker has."""
+    run_id = s.start()
+    s.complete(s.poll(), start_child(s, **attributes))
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
+    return run_id, tasks_by_workflow(s, 2)
+
+
+def _note_children_left(s: Script) -> None:
+    """How many children the workflow still waits for, when there was time for news of them; ends it."""
+    time.sleep(2)
+    s.note("children", len(s.describe().pending_children))
+    s.terminate()
+
+
 @scenario("21q", "a reset while a child's end waits behind an open workflow task")
 def reset_with_buffered_child(s: Script) -> None:
-    run_id = s.start()
-    s.complete(s.poll(), start_child(s))
-    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
-    tasks = tasks_by_workflow(s, 2)
+    run_id, tasks = _start_with_child(s)
     s.complete(tasks[s.id()])
     s.signal("next task")
     s.poll()
@@ -610,46 +622,27 @@ def reset_with_buffered_child(s: Script) -> None:
     response = _reset(s, run_id, 9)
     s.track("wf", response.run_id, "after the reset")
     s.complete(s.poll("after the reset"))
-    time.sleep(1)
-    s.note("children", len(s.describe().pending_children))
-    s.terminate()
+    _note_children_left(s)
 
 
 @scenario("21r", "a run is reset twice; between the resets its child ends, which the first new run hears")
 def reset_twice_with_child(s: Script) -> None:
-    run_id = s.start()
-    s.complete(s.poll(), start_child(s))
-    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
-    tasks = tasks_by_workflow(s, 2)
+    run_id, tasks = _start_with_child(s)
     s.complete(tasks[s.id()], s.timer(after=60))
     first = _reset(s, run_id, 9)
     s.track("wf", first.run_id, "after the first reset")
     s.complete(s.poll("after the first reset"), s.timer(after=60))
     s.complete(tasks[s.id("child")], s.done("of the child"))
     s.complete(s.poll("with the child's end"), s.timer("another", after=60))
-    fields = {"request_id": s.request("again")}
-    second = s.client.call(
-        "ResetWorkflowExecution",
-        namespace=NAMESPACE,
-        workflow_execution=s.execution("wf", run_id),
-        reason="and again",
-        workflow_task_finish_event_id=9,
-        identity=CLIENT,
-        **fields,
-    )
+    second = _reset(s, run_id, 9, request="again")
     s.track("wf", second.run_id, "after the second reset")
     s.complete(s.poll("after the second reset"))
-    time.sleep(2)
-    s.note("children", len(s.describe().pending_children))
-    s.terminate()
+    _note_children_left(s)
 
 
 @scenario("21s", "a closed run is reset whose child has ended since")
 def reset_closed_with_child(s: Script) -> None:
-    run_id = s.start()
-    s.complete(s.poll(), start_child(s, parent_close_policy=workflow_pb2.PARENT_CLOSE_POLICY_ABANDON))
-    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED")
-    tasks = tasks_by_workflow(s, 2)
+    run_id, tasks = _start_with_child(s, parent_close_policy=workflow_pb2.PARENT_CLOSE_POLICY_ABANDON)
     s.complete(tasks[s.id()], s.done("too early"))
     s.complete(tasks[s.id("child")], s.done("of the child"))
     s.wait("WORKFLOW_EXECUTION_COMPLETED", "child")
@@ -657,9 +650,7 @@ def reset_closed_with_child(s: Script) -> None:
     response = _reset(s, run_id, 9)
     s.track("wf", response.run_id, "after the reset")
     s.complete(s.poll("after the reset"))
-    time.sleep(2)
-    s.note("children", len(s.describe().pending_children))
-    s.terminate()
+    _note_children_left(s)
 
 
 @scenario("upserts-refused", "search attributes that are refused, by the worker's completion and by the start")
