@@ -21,7 +21,7 @@ from everfold.frontend.core import Core, namespace_not_found, parse
 from everfold.frontend.limits import FrontendLimits
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.names import too_long
-from everfold.kernel.time import HOUR_NS, SECOND_NS
+from everfold.kernel.time import HOUR_NS, duration_ns
 from everfold.runtime.namespaces import STATE_DELETED, STATE_DEPRECATED, STATE_REGISTERED, Namespace
 from everfold.runtime.requests import invalid
 
@@ -62,8 +62,7 @@ def described(namespace: Namespace, limits: FrontendLimits) -> ws.DescribeNamesp
 
 
 def _retention(value: Duration) -> None:
-    nanos = value.seconds * SECOND_NS + value.nanos
-    if nanos < RETENTION_NS_MIN:
+    if duration_ns(value.seconds, value.nanos) < RETENTION_NS_MIN:
         raise invalid("A valid retention period is not set on request.")
 
 
@@ -191,7 +190,7 @@ def _changes(namespace: Namespace, message: ws.UpdateNamespaceRequest) -> bool:
         or bool(info.state and info.state != namespace.state)
         or (
             config.HasField("workflow_execution_retention_ttl")
-            and retention.seconds * SECOND_NS + retention.nanos != namespace.retention_ns
+            and duration_ns(retention.seconds, retention.nanos) != namespace.retention_ns
         )
     )
 

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from typing import Final
 
+from everfold.kernel.time import DURATION_NS_MAX
+
 _FRACTION_BITS: Final = 64
+
+COEFFICIENT_MAX: Final = float(1 << 62)
+"""More leads from one nanosecond beyond a century, the longest interval, at once. Its ratio fits in 64 bits."""
 
 
 def coefficient_ratio(coefficient: float) -> tuple[int, int]:
-    """The exact value of a double as (numerator, denominator)."""
+    """The exact value of a coefficient as (numerator, denominator), each below 2**63.
+
+    Infinity and NaN count as the largest: they too lead to the longest interval at the second retry, as on a real
+    server.
+    """
+    if not coefficient <= COEFFICIENT_MAX:  # so written for NaN's sake
+        coefficient = COEFFICIENT_MAX
     numerator, denominator = coefficient.as_integer_ratio()
     return numerator, denominator
 
@@ -24,9 +35,9 @@ def backoff_ns(initial_ns: int, numerator: int, denominator: int, attempt: int, 
         numerator: of the coefficient, which is at least 1.
         denominator: of the coefficient.
         attempt: number of the attempt that failed, from 1.
-        maximum_ns: the longest interval; 0 for no bound.
+        maximum_ns: the longest interval; 0 for a century.
     """
-    cap = maximum_ns or (1 << 63) - 1
+    cap = maximum_ns or DURATION_NS_MAX
     interval = initial_ns << _FRACTION_BITS
     limit = cap << _FRACTION_BITS
     factor = (numerator << _FRACTION_BITS) // denominator

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Protocol
 
 from everfold.kernel import gotext
 from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.text import well_formed_json
 from everfold.kernel.time import parse_rfc3339
 
 Kind = Literal["Keyword", "KeywordList", "Text", "Int", "Double", "Bool", "Datetime"]
@@ -156,15 +157,15 @@ _FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
 }
 
 
-class _Undecodable(ValueError):
+class Undecodable(ValueError):
     """No converter can read the payload."""
 
 
 def _wrong_value(kind: str, payload: Payload) -> str:
     """The value as Temporal's text shows it if it is not of that type, nor a list of one such; null unsets."""
     try:
-        value = _decode(payload)
-    except _Undecodable:
+        value = decode(payload)
+    except Undecodable:
         return f"value from <{_shown_payload(payload)}>"
     fits = _FITS[kind]
     if value is None or fits(value):
@@ -174,21 +175,27 @@ def _wrong_value(kind: str, payload: Payload) -> str:
     return gotext.shown(value)
 
 
-def _decode(payload: Payload) -> Any:
+def decode(payload: Payload) -> Any:
+    """The value of a payload: what JSON has, or bytes. Its texts are well-formed, its numbers finite, it is shallow.
+
+    Raises:
+        Undecodable: it is in no encoding that is known here, or cannot be read within those bounds.
+    """
     encoding = payload.metadata.get("encoding", b"")
     if encoding == b"binary/null":
         return None
     if encoding == b"binary/plain":
         return payload.data
     if encoding != b"json/plain":
-        raise _Undecodable
+        raise Undecodable
     text = payload.data.decode(errors="replace")
     if _too_deep(text):
-        raise _Undecodable
+        raise Undecodable
     try:
-        return json.loads(text, parse_constant=_not_a_number, parse_float=_finite, parse_int=_integer)
+        value = json.loads(text, parse_constant=_not_a_number, parse_float=_finite, parse_int=_integer)
     except ValueError:
-        raise _Undecodable from None
+        raise Undecodable from None
+    return well_formed_json(value)
 
 
 def _too_deep(text: str) -> bool:
@@ -201,13 +208,13 @@ def _too_deep(text: str) -> bool:
 
 
 def _not_a_number(_: str) -> float:
-    raise _Undecodable
+    raise Undecodable
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise _Undecodable
+        raise Undecodable
     return value
 
 

@@ -23,6 +23,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.kernel.cron import BadCron, next_time, parse_cron
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.names import is_run_id, priority_error, queue_error, too_long
+from everfold.kernel.time import duration_error, duration_ns
 from everfold.runtime.namespaces import STATE_DEPRECATED, STATE_REGISTERED
 from everfold.runtime.zones import is_zone
 
@@ -142,9 +143,7 @@ def fill_request_id(message: Any, limit: int) -> None:
 
 
 def _duration_error(value: Duration) -> str:
-    if (value.seconds > 0 and value.nanos < 0) or (value.seconds < 0 and value.nanos > 0):
-        return "duration has seconds and nanos with different signs"
-    return "negative duration" if value.seconds < 0 or value.nanos < 0 else ""
+    return duration_error(value.seconds, value.nanos)
 
 
 def workflow_timeouts(message: Any) -> None:
@@ -194,8 +193,9 @@ def retry_policy(message: Any) -> None:
             raise invalid(f"invalid {shown} set on retry policy: {error}")
     if policy.backoff_coefficient and policy.backoff_coefficient < 1:
         raise invalid("BackoffCoefficient cannot be less than 1 on retry policy.")
-    initial, longest = policy.initial_interval.ToNanoseconds(), policy.maximum_interval.ToNanoseconds()
-    if 0 < longest < initial:
+    initial_ns = duration_ns(policy.initial_interval.seconds, policy.initial_interval.nanos)
+    longest_ns = duration_ns(policy.maximum_interval.seconds, policy.maximum_interval.nanos)
+    if 0 < longest_ns < initial_ns:
         raise invalid("MaximumInterval cannot be less than InitialInterval on retry policy.")
     if policy.maximum_attempts < 0:
         raise invalid("MaximumAttempts cannot be negative on retry policy.")

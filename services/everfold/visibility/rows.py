@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from temporalio.api.common.v1 import message_pb2 as common
 from temporalio.api.workflow.v1 import message_pb2 as workflow
 
-from everfold.kernel.search_attributes import DIVISION, PREDEFINED
-from everfold.kernel.time import parse_rfc3339
+from everfold.kernel.search_attributes import DIVISION, PREDEFINED, Undecodable, decode
+from everfold.kernel.time import comparable, parse_rfc3339
 from everfold.visibility.schema import OPEN_ORDER_NS
 from everfold.visibility.sql import ATTRIBUTE_TABLES
 
@@ -115,10 +114,14 @@ def attributes_of(search_attributes: bytes) -> tuple[list[Attribute], str | None
         return found, division
     for name, payload in sorted(common.SearchAttributes.FromString(search_attributes).indexed_fields.items()):
         try:
-            value = json.loads(payload.data)
-        except ValueError:
+            value = decode(payload)
+        except Undecodable:
             continue
-        kind = payload.metadata["type"].decode() if "type" in payload.metadata else PREDEFINED.get(name, "")
+        kind = (
+            payload.metadata["type"].decode(errors="replace")
+            if "type" in payload.metadata
+            else PREDEFINED.get(name, "")
+        )
         if name == DIVISION:
             division = value if isinstance(value, str) else None
         elif kind == "KeywordList":
@@ -155,7 +158,8 @@ def _searchable(kind: str, value: object) -> str | int | float | None:
     if kind == "Double":
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
     if kind == "Datetime":
-        return parse_rfc3339(value) if isinstance(value, str) else None
+        instant = parse_rfc3339(value) if isinstance(value, str) else None
+        return None if instant is None else comparable(instant)
     return None
 
 

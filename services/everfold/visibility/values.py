@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from everfold.kernel.errors import Code, StatusError
-from everfold.kernel.time import parse_rfc3339
+from everfold.kernel.time import comparable, parse_rfc3339
 from everfold.visibility.tree import STATUS_NAMES, STATUSES, Field, FieldType, Value
 
 
@@ -77,7 +77,7 @@ def _datetime(field: Field, value: Value) -> Value:
     if not isinstance(value, str):
         return _int(field, value)
     instant = parse_rfc3339(value)
-    return instant if instant is not None else invalid(f"unable to parse datetime '{value}'")
+    return comparable(instant) if instant is not None else invalid(f"unable to parse datetime '{value}'")
 
 
 def _duration(field: Field, value: Value) -> Value:
@@ -86,7 +86,7 @@ def _duration(field: Field, value: Value) -> Value:
     duration = parse_duration(value)
     if duration is None:
         invalid(f"invalid duration value for search attribute {field.name}: {value}")
-    return duration
+    return comparable(duration)
 
 
 _CONVERTERS: Final[dict[FieldType, Callable[[Field, Value], Value]]] = {

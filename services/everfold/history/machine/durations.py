@@ -1,15 +1,10 @@
-"""Protobuf durations as nanoseconds, with Temporal's validation and cap (common/primitives/timestamp/duration.go)."""
+"""Protobuf durations in the machine: read through the kernel's door, filled in from each other, written."""
 
 from __future__ import annotations
 
-from typing import Final
-
 from google.protobuf.duration_pb2 import Duration
 
-from everfold.kernel.time import DAY_NS, SECOND_NS
-
-DURATION_MAX_NS: Final = 100 * 365 * DAY_NS
-"""A hundred years: longer ones are cut to it, so that an instant plus a duration always fits in 63 bits."""
+from everfold.kernel.time import SECOND_NS, duration_error, duration_ns
 
 
 class InvalidDuration(ValueError):
@@ -17,21 +12,19 @@ class InvalidDuration(ValueError):
 
 
 def to_ns(field: Duration) -> int:
-    """Nanoseconds of a duration, unset meaning 0."""
-    return field.seconds * SECOND_NS + field.nanos
+    """Nanoseconds of a duration, unset meaning 0; a century at most. It may be negative."""
+    return duration_ns(field.seconds, field.nanos)
 
 
 def checked_ns(field: Duration) -> int:
-    """Nanoseconds of a duration that must not be negative, capped.
+    """Nanoseconds of a duration that must not be negative.
 
     Raises:
         InvalidDuration: negative, or seconds and nanos of different sign.
     """
-    if field.seconds < 0 or field.nanos < 0:
-        raise InvalidDuration("negative duration")
-    if field.nanos > 999_999_999:
-        raise InvalidDuration("nanos out of range")
-    return min(to_ns(field), DURATION_MAX_NS)
+    if error := duration_error(field.seconds, field.nanos):
+        raise InvalidDuration(error)
+    return to_ns(field)
 
 
 def fill_timeouts(execution_ns: int, run_ns: int, task_ns: int, default_ns: int, maximum_ns: int) -> tuple[int, int]:

@@ -281,7 +281,7 @@ def retry(turn: Turn, activity: Activity, failure: failure_pb2.Failure) -> int:
         return _ATTEMPTS_REACHED
     info = failure.application_failure_info
     if failure.HasField("application_failure_info") and info.HasField("next_retry_delay"):
-        wait_ns = to_ns(info.next_retry_delay)
+        wait_ns = max(0, to_ns(info.next_retry_delay))
     else:
         numerator, denominator = activity.coefficient
         wait_ns = backoff_ns(

@@ -14,7 +14,7 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration, to_ns
 from everfold.kernel.names import priority_error, queue_error
-from everfold.kernel.time import SECOND_NS
+from everfold.kernel.time import DURATION_NS_MAX, SECOND_NS
 
 DEFAULT_INITIAL_NS: Final = SECOND_NS
 DEFAULT_COEFFICIENT: Final = 2.0
@@ -121,11 +121,13 @@ def _set_timeouts(
 
 
 def fill_retry_policy(policy: common_pb2.RetryPolicy) -> None:
-    """Fills what a retry policy leaves open: 1 s, doubling, up to a hundred times the first interval, for ever."""
-    if not to_ns(policy.initial_interval):
-        set_duration(policy.initial_interval, DEFAULT_INITIAL_NS)
-    if not to_ns(policy.maximum_interval):
-        set_duration(policy.maximum_interval, DEFAULT_MAXIMUM_FACTOR * to_ns(policy.initial_interval))
+    """Fills what a retry policy leaves open: 1 s, doubling, up to a hundred times the first interval, for ever. Cuts
+    intervals to a century.
+    """
+    initial_ns = to_ns(policy.initial_interval) or DEFAULT_INITIAL_NS
+    maximum_ns = to_ns(policy.maximum_interval) or min(DEFAULT_MAXIMUM_FACTOR * initial_ns, DURATION_NS_MAX)
+    set_duration(policy.initial_interval, initial_ns)
+    set_duration(policy.maximum_interval, maximum_ns)
     if not policy.backoff_coefficient:
         policy.backoff_coefficient = DEFAULT_COEFFICIENT
 

@@ -128,13 +128,13 @@ def _decide_retry(ctx: StepContext, run: Run, failure: failure_pb2.Failure) -> S
     if policy.maximum_attempts and run.attempt >= policy.maximum_attempts:
         return Successor(workflow_pb2.RETRY_STATE_MAXIMUM_ATTEMPTS_REACHED)
     info = failure.application_failure_info
+    maximum_ns = to_ns(policy.maximum_interval)
     if failure.HasField("application_failure_info") and info.HasField("next_retry_delay"):
-        wait_ns = to_ns(info.next_retry_delay)
+        asked_ns = to_ns(info.next_retry_delay)
+        wait_ns = asked_ns if 0 < asked_ns <= maximum_ns else maximum_ns  # a real server's way; activities have another
     else:
         numerator, denominator = coefficient_ratio(policy.backoff_coefficient)
-        wait_ns = backoff_ns(
-            to_ns(policy.initial_interval), numerator, denominator, run.attempt, to_ns(policy.maximum_interval)
-        )
+        wait_ns = backoff_ns(to_ns(policy.initial_interval), numerator, denominator, run.attempt, maximum_ns)
     if run.execution_expires_at_ns and ctx.now_ns + wait_ns > run.execution_expires_at_ns:
         return Successor(workflow_pb2.RETRY_STATE_TIMEOUT)
     return Successor(workflow_pb2.RETRY_STATE_IN_PROGRESS, wait_ns, ctx.new_id())

@@ -304,7 +304,7 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
     sticky = request.sticky_attributes
     if request.HasField("sticky_attributes") and sticky.worker_task_queue.name:
         run.sticky_queue = sticky.worker_task_queue.name
-        run.sticky_timeout_ns = to_ns(sticky.schedule_to_start_timeout)
+        run.sticky_timeout_ns = max(0, to_ns(sticky.schedule_to_start_timeout))
     else:
         run.sticky_queue = ""
     return handle_commands(turn, event.event_id, request)
