@@ -10,7 +10,7 @@ SECONDS ?= 300
 PROGRAMS ?= 300
 SEED ?=
 
-.PHONY: setup check test sim integration crash generated memory bench bench-check demo docs clean help
+.PHONY: setup check test sim integration crash damage generated memory bench bench-check demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ integration: $(READY) ## real broker, real SDK workers
 
 crash: $(READY) ## kill -9 in full: 20 rounds of the servers, 3 of the broker, 3 of everything
 	EVERFOLD_CRASH_ROUNDS=20,3,3 $(BIN)/pytest tests/crash -s
+
+damage: $(READY) ## damaged logs, stores and records, in full
+	EVERFOLD_DAMAGE=full $(BIN)/pytest tests/damage -s
 
 generated: $(READY) ## PROGRAMS (300) random workflows through kills, and on a real Temporal server; SEED repeats
 	EVERFOLD_GENERATED_PROGRAMS=$(PROGRAMS) EVERFOLD_GENERATED_SEED=$(SEED) $(BIN)/pytest tests/generated -s

@@ -19,6 +19,7 @@ ALONE = frozenset(
         "compose",
         "conformance",
         "crash",
+        "damage",
         "differential",
         "generated",
         "integration",

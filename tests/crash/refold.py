@@ -67,7 +67,7 @@ def refold(bootstrap: str, prefix: str, history_dir: Path) -> list[Refolded]:
     """Folds the log of every shard that has a store there."""
     return [
         _refold_shard(bootstrap, prefix, history_dir, int(directory.name.removeprefix("shard-")))
-        for directory in sorted(history_dir.glob("shard-*"))
+        for directory in sorted(history_dir.glob("shard-????"))
     ]
 
 

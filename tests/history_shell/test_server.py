@@ -18,7 +18,7 @@ from everfold.history.machine.step import TaskOffer
 from everfold.history.machine_reads import MachineReads
 from everfold.history.namespaces import RegistryNamespaces
 from everfold.history.owner import HistoryConfig, HistoryServer
-from everfold.history.store import shard_directory, wipe_store
+from everfold.history.store import set_aside, shard_directory
 from everfold.kernel.errors import StatusError, UnknownFeatureLevel
 from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.ids import record_key
@@ -94,7 +94,7 @@ async def describe(server: HistoryServer, workflow_id: str) -> ws.DescribeWorkfl
 def test_shards_are_taken_serve_survive_a_restart_and_a_lost_store(
     kafka: KafkaSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner, "OWN_CONSUMER_LAG", 5)  # the wiped shard catches up through a consumer of its own
+    monkeypatch.setattr(owner, "OWN_CONSUMER_LAG", 5)  # without its store a shard catches up alone
     apply_topics(kafka, ClusterShape(SHARDS, 2, 1, single_broker=True))
 
     async def main() -> None:
@@ -109,9 +109,9 @@ def test_shards_are_taken_serve_survive_a_restart_and_a_lost_store(
             *(execute([server], "SIGNAL_WORKFLOW", "w0", signal("w0", f"s{number}")) for number in range(20))
         )
         await server.stop()
-        for attempt in ("again", "wiped"):
-            if attempt == "wiped":
-                wipe_store(server.config.data_dir, 0)
+        for attempt in ("again", "set aside"):
+            if attempt == "set aside":
+                set_aside(server.config.data_dir, 0, "test")
             again = make(kafka, tmp_path)
             await again.start()
             await until(lambda again=again: again.serving == [0, 1])  # type: ignore[misc]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from temporalio.api.errordetails.v1 import message_pb2 as errordetails
 
+from everfold.history.giving_up import Aftermath, HashMismatch, aftermath
 from everfold.history.machine.shard_fold import LogRecord
 from everfold.history.machine.step import Reply
 from everfold.history.ports import ShellLimits
-from everfold.history.shard import HashMismatch
 from everfold.history.taking import Phase, WrongCluster
 from everfold.kernel.errors import Code, LogGap, LogTruncated, StatusError, UnknownFeatureLevel
 from everfold.kernel.features import FEATURE_LEVEL
@@ -138,7 +138,7 @@ def test_a_feature_level_that_is_wanted_goes_into_the_log_once_and_builds_that_d
     assert world.kinds()[-2:] == ["SHARD_TAKEN", "FEATURE_LEVEL_RAISED"]
     assert raising.fold.meta.feature_level == newer
     assert isinstance(old.lost, UnknownFeatureLevel)
-    assert not old.wipe
+    assert aftermath(old.lost) is Aftermath.AGAIN
     assert beside.lost is None
     raising.crash()
     for wanted in (newer, FEATURE_LEVEL, 0):
@@ -354,7 +354,7 @@ def test_a_log_that_ends_before_the_applied_offset_is_noticed_and_the_loss_is_co
     again = Owner(world, store=owner.store).take()
     assert isinstance(again.lost, LogTruncated)
     assert "2 acknowledged records lost" in str(again.lost)
-    assert again.wipe
+    assert aftermath(again.lost) is Aftermath.SET_ASIDE
 
 
 def test_a_gap_gives_the_shard_up_and_answers_everybody(world: World) -> None:
@@ -380,7 +380,7 @@ def test_trouble_with_the_store_gives_the_shard_up_and_the_log_refolds_it(world:
     verdicts = owner.propose("START_WORKFLOW", start())
     world.run(SECOND_NS)
     assert owner.lost is trouble
-    assert not owner.wipe
+    assert aftermath(owner.lost) is Aftermath.AGAIN
     assert verdicts
     owner.store.fail_with = None
     again = Owner(world, store=owner.store).take()
@@ -417,7 +417,7 @@ def test_a_wrong_state_hash_in_the_log_gives_the_shard_up(world: World) -> None:
     world.append(SHARD_LOG.name, 0, b"", value)
     world.run(SECOND_NS)
     assert isinstance(again.lost, HashMismatch)
-    assert again.wipe
+    assert aftermath(again.lost) is Aftermath.SET_ASIDE
     refolded = Owner(world).take()  # its state is the definition, so it goes on
     assert refolded.lost is None
 
@@ -426,7 +426,7 @@ def test_a_log_of_another_cluster_is_not_served(world: World) -> None:
     Owner(world).take().crash()
     other = Owner(world, shard_count=2).take()
     assert isinstance(other.lost, WrongCluster)
-    assert not other.wipe
+    assert aftermath(other.lost) is Aftermath.AGAIN
 
 
 def test_an_engine_record_that_cannot_be_read_gives_the_shard_up(world: World) -> None:
@@ -434,7 +434,7 @@ def test_an_engine_record_that_cannot_be_read_gives_the_shard_up(world: World) -
     world.append(SHARD_LOG.name, 0, b"", b"\0\0\0\0\1junk")
     world.run(SECOND_NS)
     assert owner.lost is not None
-    assert not owner.wipe
+    assert aftermath(owner.lost) is Aftermath.AGAIN
 
 
 def test_a_closed_shard_sends_nothing_more(world: World) -> None:

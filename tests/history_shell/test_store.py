@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import resource
 import subprocess
 import sys
 import threading
@@ -13,15 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from everfold.history.giving_up import StoreCorrupt, StoreRefused, StoreTrouble
 from everfold.history.ports import BatchStore
 from everfold.history.store import (
     RocksStore,
-    StoreCorrupt,
     StoreMemory,
-    StoreRefused,
+    damaged,
     open_store,
+    set_aside,
+    set_aside_bytes,
     shard_directory,
-    wipe_store,
 )
 from history_shell.world import DictStore
 
@@ -90,7 +94,7 @@ def test_rocksdb_and_the_dictionary_agree(
     end: bytes,
     reverse: bool,
 ) -> None:
-    wipe_store(tmp_path, 7)
+    set_aside(tmp_path, 7, "test")
     rocks, plain = open_store(tmp_path, 7, "cluster", memory), DictStore()
     try:
         for batch in batches:
@@ -187,26 +191,144 @@ def test_a_directory_renamed_to_another_shard_is_refused(tmp_path: Path, memory:
         open_store(tmp_path, 1, "cluster", memory)
 
 
-def test_a_store_that_is_open_is_refused(tmp_path: Path, memory: StoreMemory) -> None:
+def test_a_store_that_another_process_has_open_is_refused(tmp_path: Path, memory: StoreMemory) -> None:
     first = reopened(tmp_path, memory)
-    with pytest.raises(StoreRefused, match="in use"):
-        reopened(tmp_path, memory)
+    program = f"""
+from pathlib import Path
+from everfold.history.giving_up import StoreRefused
+from everfold.history.store import StoreMemory, open_store
+try:
+    open_store(Path({str(tmp_path)!r}), 0, "cluster", StoreMemory(1 << 20, 1 << 20))
+except StoreRefused as refused:
+    print(refused)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "in use by another process" in done.stdout
     first.close()
 
 
-@pytest.mark.parametrize("pattern", ["MANIFEST-*", "CURRENT"])
-def test_damaged_files_are_told_from_trouble_that_passes(tmp_path: Path, memory: StoreMemory, pattern: str) -> None:
+def test_a_store_that_this_process_has_open_is_tried_again(tmp_path: Path, memory: StoreMemory) -> None:
+    """The process must not end for it, as a store that is "in use" makes it do."""
+    first = reopened(tmp_path, memory)
+    with pytest.raises(StoreTrouble, match="still held by this very process"):
+        reopened(tmp_path, memory)
+    first.close()
+    reopened(tmp_path, memory).close()
+
+
+@pytest.mark.parametrize("pattern", ["MANIFEST-*", "CURRENT", "*.sst"])
+@pytest.mark.parametrize("how", ["overwritten", "missing"])
+def test_damaged_files_are_named_and_the_store_is_kept(
+    tmp_path: Path, memory: StoreMemory, pattern: str, how: str
+) -> None:
     first = reopened(tmp_path, memory)
     first.write({b"a": b"1"})
     first.close()
     (damaged,) = (shard_directory(tmp_path, 0) / "rows").glob(pattern)
-    damaged.write_bytes(b"\0" * 40)
+    if how == "missing":
+        damaged.unlink()
+    else:
+        damaged.write_bytes(b"\0" * 40)
     with pytest.raises(StoreCorrupt):
         reopened(tmp_path, memory)
-    wipe_store(tmp_path, 0)
+    kept = set_aside(tmp_path, 0, "test").path
+    assert kept is not None
+    assert (kept / "everfold.json").exists()
     again = reopened(tmp_path, memory)
     assert again.get(b"a") is None
     again.close()
+
+
+def flip_a_bit(tmp_path: Path) -> None:
+    """In the middle of the first block of rows."""
+    (file,) = (shard_directory(tmp_path, 0) / "rows").glob("*.sst")
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+
+
+def full_store(tmp_path: Path, memory: StoreMemory) -> None:
+    store = reopened(tmp_path, memory)
+    store.write({b"%05d" % number: os.urandom(100) for number in range(1000)})
+    store.close()
+
+
+def test_a_flipped_bit_is_named_wherever_it_is_met_and_the_store_can_be_closed_and_opened_again(
+    tmp_path: Path, memory: StoreMemory
+) -> None:
+    full_store(tmp_path, memory)
+    flip_a_bit(tmp_path)
+    told: list[StoreCorrupt] = []
+    store = open_store(tmp_path, 0, "cluster", memory, told.append)
+    with pytest.raises(StoreCorrupt, match="checksum mismatch") as from_get:
+        store.get(b"00000")
+    with pytest.raises(StoreCorrupt, match="checksum mismatch") as from_scan:
+        list(store.scan(b"", b"9", reverse=True))
+    assert told == [from_get.value, from_scan.value]
+    left_early = store.scan(b"005", b"009")
+    assert next(left_early)
+    store.close()
+    # The errors' tracebacks and the scan are still held; none of them may hold the database's lock.
+    reopened(tmp_path, memory).close()
+    assert next(left_early, None) is None
+
+
+def test_a_store_that_was_set_aside_keeps_every_byte(tmp_path: Path, memory: StoreMemory) -> None:
+    assert set_aside(tmp_path, 0, "nothing") == (None, 0)
+    sizes = []
+    for _ in range(3):  # within a second, as a rule: the names must differ all the same
+        full_store(tmp_path, memory)
+        size = sum(file.stat().st_size for file in shard_directory(tmp_path, 0).rglob("*") if file.is_file())
+        kept = set_aside(tmp_path, 0, "test")
+        assert kept.path is not None
+        assert kept.path.name.startswith("shard-0000.set-aside-")
+        assert kept.size_bytes == size
+        assert not shard_directory(tmp_path, 0).exists()
+        sizes.append(size)
+    assert set_aside_bytes(tmp_path) == sum(sizes)
+
+
+@pytest.mark.parametrize("free", range(7))
+def test_too_few_file_descriptors_are_no_damage(tmp_path: Path, memory: StoreMemory, free: int) -> None:
+    full_store(tmp_path, memory)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(used - len(os.listdir("/proc/self/fd")) + 1)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + free, before[1]))
+    try:
+        with contextlib.suppress(StoreTrouble, OSError):
+            reopened(tmp_path, memory).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in taken:
+            os.close(descriptor)
+    again = reopened(tmp_path, memory)
+    assert again.get(b"00000") is not None
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_damage"),
+    [
+        ("Corruption: block checksum mismatch: stored = 1, computed = 2", True),
+        ("IO error: No such file or directory: While open a file for random read: 000008.sst", True),
+        ("Corruption: IO error: While open a file for random read: 000008.sst: Too many open files", False),
+        ("IO error: While open a file for appending: 000018.dbtmp: Permission denied", False),
+        ("IO error: No space left on device: While appending to file: 000009.sst", False),
+        ("IO error: While pread offset 0 len 4096: 000008.sst: Input/output error", False),
+        ("IO error: While open a file for random read: 000008.sst: Cannot allocate memory", False),
+        ("Invalid argument: Column family not found", False),
+    ],
+)
+def test_only_what_the_files_hold_is_damage(text: str, is_damage: bool) -> None:
+    assert damaged(text) is is_damage
 
 
 def test_rows_without_a_marker_are_not_believed(tmp_path: Path, memory: StoreMemory) -> None:

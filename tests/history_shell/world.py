@@ -319,7 +319,6 @@ class Owner:
     guards: ShellGuards = field(default_factory=ShellGuards)
     batch: int = 100
     lost: BaseException | None = None
-    wipe: bool = False
     offers: list[TaskOffer] = field(default_factory=list)
     served: bool = False
     ingress: Ingress | None = None
@@ -376,8 +375,8 @@ class Owner:
     def on_serving(self) -> None:
         self.served = True
 
-    def on_lost(self, reason: BaseException, wipe: bool) -> None:
-        self.lost, self.wipe = reason, wipe
+    def on_lost(self, reason: BaseException) -> None:
+        self.lost = reason
         self.reader.close()
 
     def on_offers(self, offers: list[TaskOffer]) -> None:

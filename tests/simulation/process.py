@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from everfold.history.giving_up import Aftermath, aftermath
 from everfold.history.ingress import CommandRecord, Ingress
 from everfold.history.machine.shard_fold import LogRecord
 from everfold.history.machine.step import TaskOffer
@@ -313,7 +314,7 @@ class Tenure:
         self._commands_reader: Reader | None = None
         self._ingress: Ingress | None = None
         self._over = False
-        self._wipe = False
+        self._spoilt = False
 
     def begin(self) -> None:
         """Take the shard, a little later."""
@@ -338,8 +339,8 @@ class Tenure:
         process, cluster, number = self._process, self._cluster, self.number
         if self._over or self.shard is not None:
             return
-        if self._wipe:
-            self._wipe = False
+        if self._spoilt:
+            self._spoilt = False
             process.host.stores.pop(number, None)
         store = process.host.stores.setdefault(number, SimStore())
         try:
@@ -417,10 +418,11 @@ class Tenure:
             committed=True,
         )
 
-    def on_lost(self, reason: BaseException, wipe: bool) -> None:
-        self._cluster.note(f"{self._process.name} shard {self.number} lost: {reason} (wipe {wipe})")
-        self._cluster.watch.shard_lost(self.number, reason, wipe)
-        self._wipe = self._wipe or wipe
+    def on_lost(self, reason: BaseException) -> None:
+        then = aftermath(reason)
+        self._cluster.note(f"{self._process.name} shard {self.number} lost: {reason} ({then.value})")
+        self._cluster.watch.shard_lost(self.number, reason)
+        self._spoilt = self._spoilt or then is Aftermath.SET_ASIDE
         self._release()
         if isinstance(reason, UnknownFeatureLevel):
             self._process.loop.after(0, self._process.run, self._process.outdated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from everfold.history.giving_up import Aftermath, aftermath
 from everfold.history.machine import keys
 from everfold.kernel.time import SECOND_NS
 from history_shell import messages
@@ -37,7 +38,7 @@ def test_a_store_that_fails_inside_a_step_quarantines_nobody(monkeypatch: pytest
     verdicts = owner.propose("SIGNAL_WORKFLOW", messages.signal())
     owner.world.run(SECOND_NS)
     assert owner.lost is not None
-    assert not owner.wipe
+    assert aftermath(owner.lost) is Aftermath.AGAIN
     assert len(verdicts) == 1
 
 

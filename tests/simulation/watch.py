@@ -69,7 +69,7 @@ class Watch:
         self.problems.append(text)
         self._cluster.note(f"PROBLEM {text}")
 
-    def shard_lost(self, number: int, reason: BaseException, wipe: bool) -> None:
+    def shard_lost(self, number: int, reason: BaseException) -> None:
         """An owner gave a shard up."""
         name = type(reason).__name__
         self.counts[f"lost:{name}"] += 1

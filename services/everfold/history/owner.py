@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
+from everfold.history.giving_up import Aftermath, StoreCorrupt, StoreRefused, StoreTrouble, aftermath, decisive
 from everfold.history.ingress import CommandRecord, Ingress
 from everfold.history.machine.shard_fold import LogRecord, ShardFold
 from everfold.history.machine.step import TaskOffer
@@ -32,14 +34,7 @@ from everfold.history.reading import Reads
 from everfold.history.service import HeldShard, HistoryService
 from everfold.history.shard import Shard
 from everfold.history.skew import BOUND_MAX_NS, ClockSkew
-from everfold.history.store import (
-    RocksStore,
-    StoreCorrupt,
-    StoreMemory,
-    StoreRefused,
-    open_store,
-    wipe_store,
-)
+from everfold.history.store import RocksStore, StoreMemory, open_store, set_aside, set_aside_bytes
 from everfold.kernel.errors import LogTruncated, UnknownFeatureLevel
 from everfold.kernel.time import SECOND_NS
 from everfold.runtime.clock import Clock, SystemClock
@@ -169,6 +164,8 @@ class HistoryServer:
         """Join the group. Shards are taken in the background; `serving` says which are."""
         config = self.config
         config.data_dir.mkdir(parents=True, exist_ok=True)
+        self.loop = asyncio.get_running_loop()
+        await self.measure_set_aside()
         self.memory = StoreMemory(config.block_cache_bytes, config.write_buffer_bytes)
         self._proposals = PromptProducer(
             self.kafka, name="history-proposals", queue_bytes_max=config.producer_bytes_max // 4
@@ -248,6 +245,10 @@ class HistoryServer:
         if self._membership is not None:
             self._membership.set_partitions("history", self.serving)
         self.metrics.gauge("shards_owned", len(self.serving))
+
+    async def measure_set_aside(self) -> None:
+        """Show what the stores that were set aside take on the disk."""
+        self.metrics.gauge("stores_set_aside_bytes", await asyncio.to_thread(set_aside_bytes, self.config.data_dir))
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the rest, until it ends or the process stops."""
@@ -382,7 +383,8 @@ class _Tenure:
         self._task: asyncio.Task[None] | None = None
         self._given_up = asyncio.Event()
         self._over = asyncio.Event()
-        self._wipe = False
+        #: why the store is to be set aside before the shard is taken again
+        self._spoilt: BaseException | None = None
         self._paused_by_shard = False
         self._began = 0.0
 
@@ -416,12 +418,13 @@ class _Tenure:
                 await self._release()
                 self._server.on_fatal(refused)
                 return
-            except StoreCorrupt as corrupt:
-                log.error("store wiped", shard=self.number, reason=str(corrupt))
-                self._server.metrics.count("shards_lost", reason="StoreCorrupt")
-                self._wipe = True
-            except Exception:
+            except (StoreCorrupt, StoreTrouble, OSError) as trouble:
+                log.error("could not take the shard", shard=self.number, reason=str(trouble))
+                self._server.metrics.count("shards_lost", reason=type(trouble).__name__)
+                self._judge_store(trouble)
+            except Exception as trouble:
                 log.exception("could not take the shard", shard=self.number)
+                self._judge_store(trouble)
             await self._release()
             if self._over.is_set():
                 return
@@ -439,8 +442,9 @@ class _Tenure:
         if self._over.is_set():
             return
         self._began = asyncio.get_running_loop().time()
+        await self._set_store_aside()
         self._store = await asyncio.to_thread(
-            open_store, config.data_dir, self.number, config.cluster_id, server.memory
+            open_store, config.data_dir, self.number, config.cluster_id, server.memory, self._store_corrupt
         )
         if self._over.is_set():
             return
@@ -482,7 +486,7 @@ class _Tenure:
         shard.start()
 
     async def _release(self) -> None:
-        """Nothing of the shard stays: consumers, store, and if need be the files."""
+        """Nothing of the shard stays: neither consumers nor an open store, which is set aside if need be."""
         server = self._server
         server.shards.pop(self.number, None)
         server.announce()
@@ -501,9 +505,41 @@ class _Tenure:
                 await asyncio.to_thread(store.close)
             except Exception:
                 log.exception("store not closed cleanly; the log refolds what is missing", shard=self.number)
-        if self._wipe:
-            self._wipe = False
-            await asyncio.to_thread(wipe_store, server.config.data_dir, self.number)
+        with suppress(OSError):  # said already, and tried again before the next taking
+            await self._set_store_aside()
+
+    def _judge_store(self, reason: BaseException) -> None:
+        if self._spoilt is None and aftermath(reason) is Aftermath.SET_ASIDE:
+            self._spoilt = decisive(reason)
+
+    def _store_corrupt(self, corrupt: StoreCorrupt) -> None:
+        """RocksDB names damage: in the fold, in somebody's read, or in a flush on another thread."""
+        self._server.loop.call_soon_threadsafe(self._give_up_corrupt, corrupt)
+
+    def _give_up_corrupt(self, corrupt: StoreCorrupt) -> None:
+        self._judge_store(corrupt)
+        if self._held is not None:
+            self._held.shard.fail(corrupt)
+
+    async def _set_store_aside(self) -> None:
+        reason, data_dir = self._spoilt, self._server.config.data_dir
+        if reason is None:
+            return
+        try:
+            kept = await asyncio.to_thread(set_aside, data_dir, self.number, _word(reason))
+        except OSError as error:
+            log.error("the store cannot be set aside, and the shard waits for it", shard=self.number, error=str(error))
+            raise
+        self._spoilt = None
+        log.error(
+            "store set aside; the log is folded anew",
+            shard=self.number,
+            kept=str(kept.path),
+            bytes=kept.size_bytes,
+            reason=str(reason),
+            note="nothing deletes it; remove it when nobody wants to look at it any more",
+        )
+        await self._server.measure_set_aside()
 
     async def flush(self) -> None:
         """Write the memtables to disk."""
@@ -543,9 +579,9 @@ class _Tenure:
         server.commands_consumer.assign(server.commands_topic, self.number, offset, epoch)
         server.announce()
 
-    def on_lost(self, reason: BaseException, wipe: bool) -> None:
+    def on_lost(self, reason: BaseException) -> None:
         """See `ShardListener`."""
-        self._wipe = self._wipe or wipe
+        self._judge_store(reason)
         self._given_up.set()
         if isinstance(reason, UnknownFeatureLevel):
             # Only a newer build can do better, and it gets the shard when this process is gone.
@@ -591,7 +627,7 @@ class _Tenure:
                 LogTruncated(
                     f"shard {self.number}: Kafka does not have the log behind offset {meta.applied_offset} "
                     f"(epoch {meta.applied_epoch}), up to which the store has applied it: {text}; "
-                    "the store is wiped and refolded from what is left"
+                    "the log is folded as it is"
                 )
             )
 
@@ -626,6 +662,11 @@ class _Tenure:
 
 _EARLIEST: Final = -2
 """librdkafka's logical offset for the first record that is there."""
+
+
+def _word(reason: BaseException) -> str:
+    """For a directory's name: StoreCorrupt is "store-corrupt"."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", type(reason).__name__).lower()
 
 
 def _by_partition(messages: list[Message]) -> dict[int, list[Message]]:

@@ -146,8 +146,8 @@ class ShardListener(Protocol):
         """The shard is taken: it answers, sends, fires."""
         ...
 
-    def on_lost(self, reason: BaseException, wipe: bool) -> None:
-        """The shard gave itself up and has answered everybody; `wipe`: its store is worth nothing."""
+    def on_lost(self, reason: BaseException) -> None:
+        """The shard gave itself up and has answered everybody; what follows is `giving_up.aftermath` of the reason."""
         ...
 
     def on_offers(self, offers: list[TaskOffer]) -> None:

@@ -19,6 +19,7 @@ import structlog
 
 from everfold.history.barrier import Barrier
 from everfold.history.gates import NamespaceGate
+from everfold.history.giving_up import HashMismatch, aftermath
 from everfold.history.handed_out import HandedOut, Settled
 from everfold.history.hashes import HashRing
 from everfold.history.machine.step import DueTimer, Reply, RunKey, Step, TaskOffer
@@ -42,7 +43,7 @@ from everfold.history.taking import Phase, Taking
 from everfold.history.timers import ShardClock, Timers
 from everfold.history.update_waiters import UpdateWaiters
 from everfold.history.waiters import Waiters
-from everfold.kernel.errors import Code, LogTruncated, ShardLost, StatusError
+from everfold.kernel.errors import Code, ShardLost, StatusError
 from everfold.kernel.ids import Origin, record_key
 from everfold.kernel.time import SECOND_NS
 from everfold.runtime.zones import zone_facts
@@ -56,10 +57,6 @@ log = structlog.get_logger("history")
 
 OFFER_AGAIN_RETRY_NS: Final = SECOND_NS
 """Pause before OFFER_TASKS_AGAIN is appended again when its outcome is unknown."""
-
-
-class HashMismatch(ShardLost):
-    """The state hash that the log holds for an offset is not the one that this fold had there."""
 
 
 class Shard:
@@ -315,7 +312,7 @@ class Shard:
             # Giving up again would only meet the same record again.
             log.error("state hash differs from a former owner's", shard=self.shard, text=text)
             return
-        raise HashMismatch(text + "; the store is wiped and refolded")
+        raise HashMismatch(text)
 
     def on_log_error(self, reason: ShardLost) -> None:
         """The consumer cannot go on: the log was truncated, rewritten or trimmed. Gives the shard up."""
@@ -630,7 +627,6 @@ class Shard:
     def _lose(self, reason: BaseException) -> None:
         if self.phase is Phase.CLOSED:
             return
-        wipe = isinstance(reason, (LogTruncated, HashMismatch))
         log.error(
             "shard given up",
             shard=self.shard,
@@ -638,12 +634,12 @@ class Shard:
             applied_offset=self.fold.meta.applied_offset,
             reason=str(reason),
             error=type(reason).__name__,
-            wipe=wipe,
+            then=aftermath(reason).value,
             exc_info=None if isinstance(reason, ShardLost) else reason,
         )
         self._metrics.count("shards_lost", reason=type(reason).__name__)
         self.close(reason)
-        self._listener.on_lost(reason, wipe)
+        self._listener.on_lost(reason)
 
     def close(self, reason: BaseException | None = None) -> None:
         """Stop: everybody who waits gets UNAVAILABLE, nothing is sent or written any more. Idempotent."""

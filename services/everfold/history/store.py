@@ -10,18 +10,22 @@ On disk, per shard, under the data directory:
     shard-0003/everfold.json    what this is: format, cluster id, shard
     shard-0003/rows/            the RocksDB database
 
+    shard-0003.set-aside-20261130T170512Z-corrupt/    a former store: kept for people, never read, never deleted
+
 `everfold.json` is written before the database is made, so a directory with rows always says whose they are.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+from weakref import WeakSet
 
 from rocksdict import (
     BlockBasedOptions,
@@ -35,23 +39,41 @@ from rocksdict import (
     WriteOptions,
 )
 
+from everfold.history.giving_up import StoreCorrupt, StoreRefused, StoreTrouble
+
 FORMAT: Final = 1
 """Of the key layout (`machine/keys.py`); a directory of a later format is refused."""
 
 _MARKER: Final = "everfold.json"
 _ROWS: Final = "rows"
+_ASIDE: Final = ".set-aside-"
 
 _MEMTABLE_BYTES: Final = 8 * 1024 * 1024
 _OPEN_FILES_MAX: Final = 256
 _INFO_LOG_BYTES: Final = 1024 * 1024
 
 
-class StoreRefused(Exception):
-    """The directory is not ours to open: another cluster's, a later version's, or in use. Nothing was changed."""
+_PASSING: Final = tuple(
+    os.strerror(number)
+    for number in (
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.ENOMEM,
+        errno.EIO,
+    )
+)
+"""What the system says when the disk or a limit is to blame, never what the files hold."""
 
+_DAMAGE: Final = ("Corruption", os.strerror(errno.ENOENT))
+"""RocksDB's word for it, and a file that its manifest names and that is not there."""
 
-class StoreCorrupt(Exception):
-    """RocksDB cannot read what is there. The rows are worth nothing; the log has them."""
+_OWN_LOCK: Final = "lock hold by current process"
+_OTHERS_LOCK: Final = "While lock file"
 
 
 class StoreMemory:
@@ -81,45 +103,76 @@ def shard_directory(data_dir: Path, shard: int) -> Path:
     return data_dir / f"shard-{shard:04d}"
 
 
-class RocksStore:
-    """A `BatchStore` over RocksDB. Opened by `open_store`; reads and writes are cheap enough for the loop thread."""
+def damaged(text: str) -> bool:
+    """Whether RocksDB's words are about what the files hold; rocksdict raises plain exceptions, so only they tell."""
+    return any(word in text for word in _DAMAGE) and not any(word in text for word in _PASSING)
 
-    def __init__(self, directory: Path, memory: StoreMemory) -> None:
+
+class RocksStore:
+    """A `BatchStore` over RocksDB. Opened by `open_store`; reads and writes are cheap enough for the loop thread.
+
+    Every method raises StoreCorrupt when RocksDB says that the rows are damaged, and StoreTrouble otherwise.
+
+    Args:
+        on_corrupt: told of each StoreCorrupt, on whatever thread meets it.
+    """
+
+    def __init__(
+        self, directory: Path, memory: StoreMemory, on_corrupt: Callable[[StoreCorrupt], None] | None = None
+    ) -> None:
         self.directory = directory
+        self._on_corrupt = on_corrupt
         self._db = Rdict(str(directory / _ROWS), _options(memory))
         self._no_wal = WriteOptions()
         self._no_wal.disable_wal = True  # type: ignore[method-assign, assignment]  # a property; the stub says method
         self._closed = False
+        #: scans that were begun and not ended; each keeps the database open, and so its lock
+        self._scans: WeakSet[Generator[tuple[bytes, bytes], None, None]] = WeakSet()
         #: a flush on another thread and a close on a third must not meet: rocksdict refuses the second
         self._exclusive = threading.Lock()
 
     def get(self, key: bytes) -> bytes | None:
         """The row's value, or None."""
-        value: bytes | None = self._db.get(key)
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise self._named(error) from error
         return value
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end, in key order, or against it. Sees the store as it is when the scan starts."""
+        rows = self._scan(start, end, reverse)
+        self._scans.add(rows)
+        return rows
+
+    def _scan(self, start: bytes, end: bytes, reverse: bool) -> Generator[tuple[bytes, bytes], None, None]:
         bounds = ReadOptions()
         # The bound also keeps RocksDB from walking tombstones that lie beyond it. There is no lower one: rocksdict
         # 0.3.29 sets the upper bound where it should set the lower.
         bounds.set_iterate_upper_bound(end)
-        rows = self._db.iter(bounds)
-        if reverse:
-            rows.seek_to_last()
-        else:
-            rows.seek(start)
-        while rows.valid():
-            key = rows.key()
+        rows = None
+        try:
+            rows = self._db.iter(bounds)
             if reverse:
-                if key < start:
-                    break
-                yield key, rows.value()
-                rows.prev()
+                rows.seek_to_last()
             else:
-                yield key, rows.value()
-                rows.next()
-        rows.status()
+                rows.seek(start)
+            while rows.valid():
+                key = rows.key()
+                if reverse:
+                    if key < start:
+                        break
+                    yield key, rows.value()
+                    rows.prev()
+                else:
+                    yield key, rows.value()
+                    rows.next()
+            rows.status()
+        except Exception as error:
+            raise self._named(error) from error
+        finally:
+            # The traceback of an error keeps this frame, and the iterator would keep the database open.
+            rows = None
 
     def write(self, rows: Mapping[bytes, bytes | None]) -> None:
         """Put (None: delete) all rows in one WriteBatch, without WAL."""
@@ -129,28 +182,63 @@ class RocksStore:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        self._db.write(batch, self._no_wal)
+        try:
+            self._db.write(batch, self._no_wal)
+        except Exception as error:
+            raise self._named(error) from error
 
     def flush(self) -> None:
         """Write the memtables to disk. May take long; gives up the GIL, so call it on another thread."""
         with self._exclusive:
             if not self._closed:
-                self._db.flush(True)
+                try:
+                    self._db.flush(True)
+                except Exception as error:
+                    raise self._named(error) from error
 
     def close(self) -> None:
-        """Flush and close. Idempotent. May take long; call it on another thread, with no scan under way."""
+        """Flush and close. Idempotent. May take long; call it on another thread, with no scan under way.
+
+        Scans that somebody has left early are ended, so that the directory can be opened again.
+        """
         with self._exclusive:
             if not self._closed:
                 self._closed = True
+                for scan in list(self._scans):
+                    scan.close()
                 self._db.close()
 
+    def _named(self, error: Exception) -> StoreCorrupt | StoreTrouble:
+        trouble = _trouble(self.directory, error)
+        if isinstance(trouble, StoreCorrupt) and self._on_corrupt is not None:
+            self._on_corrupt(trouble)
+        return trouble
 
-def open_store(data_dir: Path, shard: int, cluster_id: str, memory: StoreMemory) -> RocksStore:
-    """Open a shard's store, or make it.
+
+def _trouble(directory: Path, error: Exception) -> StoreCorrupt | StoreTrouble:
+    text = str(error)
+    if damaged(text):
+        return StoreCorrupt(f"{directory} is damaged: {text}")
+    return StoreTrouble(
+        f"{directory} cannot be used: {text}; what it holds is not to blame and is left as it is: look at the disk's "
+        "space, at permissions, and at the limit of open files"
+    )
+
+
+def open_store(
+    data_dir: Path,
+    shard: int,
+    cluster_id: str,
+    memory: StoreMemory,
+    on_corrupt: Callable[[StoreCorrupt], None] | None = None,
+) -> RocksStore:
+    """Open a shard's store, or make it. `on_corrupt`: see `RocksStore`.
 
     Raises:
         StoreRefused: it belongs to another cluster or shard, was written by a later version, or is open elsewhere.
-        StoreCorrupt: RocksDB cannot open it; `wipe_store` it and refold.
+        StoreCorrupt: RocksDB says that it is damaged; `set_aside` it and refold.
+        StoreTrouble: it cannot be opened now; that says nothing about its rows.
+        OSError: the directory or the marker cannot be read or made; the same.
     """
     directory = shard_directory(data_dir, shard)
     marker = directory / _MARKER
@@ -163,21 +251,61 @@ def open_store(data_dir: Path, shard: int, cluster_id: str, memory: StoreMemory)
         directory.mkdir(parents=True, exist_ok=True)
         _write_marker(marker, {"format": FORMAT, "cluster_id": cluster_id, "shard": shard})
     try:
-        return RocksStore(directory, memory)
-    except Exception as error:  # rocksdict raises plain Exception; only the text tells them apart
+        return RocksStore(directory, memory, on_corrupt)
+    except Exception as error:
         text = str(error)
-        if "lock" in text.lower() and "corrupt" not in text.lower():
+        if _OWN_LOCK in text:
+            raise StoreTrouble(f"{directory} is still held by this very process ({text})") from error
+        if _OTHERS_LOCK in text and not any(word in text for word in _PASSING):
             raise StoreRefused(
                 f"{directory} is in use by another process ({text}); stop that process, or use another data directory"
             ) from error
-        if "No space left" in text:
-            raise
-        raise StoreCorrupt(f"{directory} cannot be opened: {text}") from error
+        raise _trouble(directory, error) from error
 
 
-def wipe_store(data_dir: Path, shard: int) -> None:
-    """Remove a shard's store. The log refolds it."""
-    shutil.rmtree(shard_directory(data_dir, shard), ignore_errors=True)
+class SetAside(NamedTuple):
+    """A store that was set aside.
+
+    Attributes:
+        path: where it is kept; None when there was none.
+        size_bytes: of all its files.
+    """
+
+    path: Path | None
+    size_bytes: int
+
+
+def set_aside(data_dir: Path, shard: int, why: str) -> SetAside:
+    """Rename a shard's store, so that the next `open_store` makes an empty one. It must be closed. Nothing is deleted.
+
+    Args:
+        data_dir: where the stores are.
+        shard: whose store.
+        why: a word for the directory's name, e.g. "corrupt".
+
+    Raises:
+        OSError: it cannot be renamed; it is where it was.
+    """
+    directory = shard_directory(data_dir, shard)
+    if not directory.exists():
+        return SetAside(None, 0)
+    stem = f"{directory.name}{_ASIDE}{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{why}"
+    kept = directory.with_name(stem)
+    number = 1
+    while kept.exists():  # two within a second
+        number += 1
+        kept = directory.with_name(f"{stem}-{number}")
+    directory.rename(kept)
+    return SetAside(kept, _size_bytes(kept))
+
+
+def set_aside_bytes(data_dir: Path) -> int:
+    """What all stores of a data directory that were set aside take on the disk."""
+    return sum(_size_bytes(kept) for kept in data_dir.glob(f"shard-*{_ASIDE}*"))
+
+
+def _size_bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def _check_marker(marker: Path, shard: int, cluster_id: str) -> None:

@@ -139,7 +139,7 @@ class Taking:
                 LogTruncated(
                     f"shard {self._shard}: the log ends at offset {end}, the store has applied offset "
                     f"{self._resumed_at - 1}: {lost} acknowledged record{'s' if lost > 1 else ''} lost by Kafka; "
-                    "the store is wiped and refolded from what is left"
+                    "the log is folded as it is"
                 )
             )
             return

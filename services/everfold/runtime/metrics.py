@@ -57,6 +57,10 @@ OUTPUTS_RESENT: Final = _counter(
 TIMER_LATENESS_SECONDS: Final = _histogram(
     "timer_lateness_seconds", "From a timer's due time to the fold of its firing."
 )
+STORES_SET_ASIDE_BYTES: Final = _gauge(
+    "stores_set_aside_bytes",
+    "Size on disk of stores that were set aside; nothing deletes them.",
+)
 RUN_CACHE_HITS: Final = _counter("run_cache_hits", "Runs found decoded in memory.")
 RUN_CACHE_MISSES: Final = _counter("run_cache_misses", "Runs loaded from RocksDB.")
 IN_FLIGHT: Final = _gauge("in_flight_records", "Records of RPCs proposed and not yet folded.", "shard")
