@@ -19,6 +19,7 @@ TYPES = {
     "Due": "Datetime",
     "Tags": "KeywordList",
     "Notes": "Text",
+    "billing.Plan.name": "Keyword",
 }
 
 

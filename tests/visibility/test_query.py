@@ -16,6 +16,7 @@ from visibility.records import TYPES
 WORKFLOW_ID = Field("WorkflowId", "Keyword", True)
 STATUS = Field("ExecutionStatus", "Status", True)
 AMOUNT = Field("Amount", "Int", False)
+SCHEDULE = Field("ScheduleId", "Schedule", True)
 
 
 def where(text: str) -> object:
@@ -36,6 +37,14 @@ def where(text: str) -> object:
         ("ExecutionStatus = 'Running'", Compare(STATUS, "=", 1)),
         ("ExecutionStatus = 2", Compare(STATUS, "=", 2)),
         ("ExecutionStatus in ('Running', 2)", OneOf(STATUS, (1, 2), False)),
+        ("ExecutionStatus = 'WORKFLOW_EXECUTION_STATUS_RUNNING'", Compare(STATUS, "=", 1)),
+        ("ExecutionStatus = 'WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW'", Compare(STATUS, "=", 6)),
+        ("ExecutionStatus = 'Unspecified'", Compare(STATUS, "=", 0)),
+        ("ExecutionStatus = 0", Compare(STATUS, "=", 0)),
+        ("ScheduleId = 'nightly'", Compare(SCHEDULE, "=", "temporal-sys-scheduler:nightly")),
+        ("ScheduleId STARTS_WITH 'n'", StartsWith(SCHEDULE, "temporal-sys-scheduler:n", False)),
+        ("billing.Plan.name = 'a'", Compare(Field("billing.Plan.name", "Keyword", False), "=", "a")),
+        ("`billing.Plan.name` = 'a'", Compare(Field("billing.Plan.name", "Keyword", False), "=", "a")),
         ("Amount >= -5", Compare(AMOUNT, ">=", -5)),
         ("Amount NOT IN (1,2)", OneOf(AMOUNT, (1, 2), True)),
         ("Weight = 1", Compare(Field("Weight", "Double", False), "=", 1.0)),
@@ -79,6 +88,13 @@ def test_a_filter_becomes_this_tree(text: str, tree: object) -> None:
             "operation is not supported: column name on the right side of comparison expression "
             '(did you forget to quote "abc"?)',
         ),
+        ("ExecutionStatus = 'running'", "invalid expression: invalid ExecutionStatus value 'running'"),
+        ("ExecutionStatus STARTS_WITH 'R'", "invalid expression: invalid ExecutionStatus value 'R'"),
+        (
+            "ScheduleId = 1",
+            "invalid expression: invalid value type for search attribute ScheduleId of type Keyword: 1 (type: int64)",
+        ),
+        ("ScheduleID = 'x'", "invalid search attribute: ScheduleID"),
         ("ExecutionStatus = 'Bogus'", "invalid expression: invalid ExecutionStatus value 'Bogus'"),
         ("ExecutionStatus = 99", "invalid expression: invalid ExecutionStatus value 99"),
         ("StartTime > 'yesterday'", "invalid expression: unable to parse datetime 'yesterday'"),
@@ -139,16 +155,52 @@ def test_a_bad_filter_is_refused_with_this_text(text: str, message: str) -> None
     assert refused.value.message == f"invalid query: {message}"
 
 
-def test_length_and_nesting_are_bounded() -> None:
-    for text in (
-        "A" * (QUERY_CHARACTERS_MAX + 1),
-        "(" * 5000 + "Amount = 1" + ")" * 5000,
-        "NOT " * 5000 + "Amount = 1",
-    ):
-        with pytest.raises(StatusError):
-            parse(text, TYPES)
-    deep = NESTING_MAX - 1
-    assert where("(" * deep + "Amount = 1" + ")" * deep) == Compare(AMOUNT, "=", 1)
+ONE = "Amount = 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A" * (QUERY_CHARACTERS_MAX + 1), "the query has 4194305 characters, the limit is 4194304"),
+        # From here on the texts of a real server, which counts positions from further ahead.
+        (
+            "(" * 200 + ONE + ")" * 200,
+            "malformed SQL query: max nesting level reached at position 200",
+        ),
+        ("NOT " * 200 + ONE, "malformed SQL query: max nesting level reached at position 799 near 'not'"),
+        ("(NOT " * 50_000 + ONE, "malformed SQL query: max nesting level reached at position 499 near 'not'"),
+        (" OR ".join([ONE] * 996), "malformed SQL query: max ast depth reached"),
+        (" AND ".join([ONE] * 996), "malformed SQL query: max ast depth reached"),
+        (" AND ".join([ONE] * 50_000), "malformed SQL query: max ast depth reached"),
+        (f"{ONE} AND (" + " OR ".join([ONE] * 995) + ")", "malformed SQL query: max ast depth reached"),
+    ],
+    ids=range(8),
+)
+def test_length_nesting_and_chains_are_bounded(text: str, message: str) -> None:
+    with pytest.raises(StatusError) as refused:
+        parse(text, TYPES)
+    assert refused.value.message == f"invalid query: {message}"
+
+
+@pytest.mark.parametrize("deep", [1, 2, NESTING_MAX])
+def test_parentheses_and_nots_end(deep: int) -> None:
+    assert where("(" * deep + ONE + ")" * deep) == Compare(AMOUNT, "=", 1)
+    after = where("(" * deep + ONE + ")" * deep + " AND " + "(" * deep + ONE + ")" * deep)
+    assert after == And((Compare(AMOUNT, "=", 1), Compare(AMOUNT, "=", 1)))
+    assert isinstance(where("NOT " * deep + ONE + " OR " + "NOT " * deep + ONE), Or)
+
+
+@pytest.mark.parametrize("text", [" OR ".join([ONE] * 995), " AND ".join([ONE] * 995)])
+def test_a_chain_as_long_as_a_real_server_takes_is_taken(text: str) -> None:
+    tree = where(text)
+    assert isinstance(tree, (And, Or))
+    assert len(tree.parts) == 995
+
+
+def test_a_list_of_a_hundred_thousand_values_is_taken() -> None:
+    tree = where(f"Amount IN ({', '.join(map(str, range(100_000)))})")
+    assert isinstance(tree, OneOf)
+    assert len(tree.values) == 100_000
 
 
 def test_the_group_and_the_fields_mentioned_are_reported() -> None:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from temporalio.api.common.v1 import message_pb2 as common
 
 from everfold.kernel.errors import Code, StatusError
@@ -31,6 +33,14 @@ def store(tmp_path: Path) -> Iterator[VisibilityStore]:
 def ids(store: VisibilityStore, query: str = "") -> list[str]:
     infos, _ = store.list(NAMESPACE_ID, query, 0, b"", TYPES)
     return [info.execution.workflow_id for info in infos]
+
+
+def refusal_of(question: Callable[[], object]) -> StatusError | None:
+    try:
+        question()
+    except StatusError as refusal:
+        return refusal
+    return None
 
 
 def test_open_runs_come_first_then_the_last_closed_then_the_last_started(store: VisibilityStore) -> None:
@@ -275,3 +285,84 @@ def test_a_file_that_cannot_serve_is_refused_with_what_to_do(tmp_path: Path) -> 
     for url in ("postgresql://host/db", "mysql://host/db", "sqlite://host/db", "sqlite:///"):
         with pytest.raises(IndexUnusable):
             open_visibility(url)
+
+
+# ---- large and deep filters ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 10, 500, 501, 1_000, 5_000, 50_000])
+@pytest.mark.parametrize(("field", "shown"), [("WorkflowId", "'w{}'"), ("Amount", "{}"), ("Tags", "'w{}'")])
+def test_a_list_of_any_length_finds_what_is_in_it(store: VisibilityStore, count: int, field: str, shown: str) -> None:
+    store.upsert([record(f"w{n}", searched=attributes(Amount=n, Tags=[f"w{n}"])) for n in (0, count - 1, count)])
+    values = ", ".join(shown.format(n) for n in range(count))
+    assert set(ids(store, f"{field} IN ({values})")) == {"w0", f"w{count - 1}"}
+    assert ids(store, f"{field} NOT IN ({values})") == [f"w{count}"]
+
+
+@pytest.mark.parametrize("condition", ["WorkflowId = 'w{}'", "Customer = 'c{}'", "Tags = 't{}'", "Notes = 'n{}'"])
+def test_the_longest_chain_is_answered(store: VisibilityStore, condition: str) -> None:
+    searched = attributes(Customer="c994", Tags=["t994"], Notes="n994")
+    store.upsert([record("w994", searched=searched), record("other")])
+    assert ids(store, " OR ".join(condition.format(n) for n in range(995))) == ["w994"]
+    assert ids(store, " AND ".join([condition.format(994)] * 995)) == ["w994"]
+
+
+@pytest.mark.parametrize("nots", [1, 2, 50, 98, 99])
+def test_nots_are_answered_however_many_there_are(store: VisibilityStore, nots: int) -> None:
+    store.upsert([record("a", searched=attributes(Amount=1)), record("b", searched=attributes(Amount=2))])
+    store.upsert([record("none")])
+    found = ["a"] if nots % 2 == 0 else ["b"]
+    assert ids(store, "NOT " * nots + "WorkflowId = 'a' AND WorkflowId != 'none'") == found
+    assert ids(store, "NOT (" * nots + "WorkflowId = 'a'" + ")" * nots + " AND WorkflowId != 'none'") == found
+
+
+def test_a_not_over_and_and_or_is_what_it_was(store: VisibilityStore) -> None:
+    store.upsert([record("a", started=1), record("b", started=2), record("c", started=3)])
+    assert ids(store, "NOT (WorkflowId = 'a' OR WorkflowId = 'b')") == ["c"]
+    assert ids(store, "NOT (WorkflowId != 'a' AND WorkflowId != 'b')") == ["b", "a"]
+    # What is null is neither, also under a NOT.
+    assert ids(store, "NOT (ParentWorkflowId = 'x' OR WorkflowId = 'a')") == []
+    assert ids(store, "NOT (ParentWorkflowId = 'x' AND WorkflowId = 'a')") == ["c", "b"]
+
+
+@pytest.mark.parametrize("levels", [1, 5, 10, 20, 50, 100, 199])
+def test_nests_are_answered_or_refused_and_nothing_else(store: VisibilityStore, levels: int) -> None:
+    store.upsert([record("a")])
+    text = "".join(f"WorkflowId = 'a' {('OR', 'AND')[level % 2]} (" for level in range(levels))
+    text += "WorkflowId = 'a'" + ")" * levels
+    if (refusal := refusal_of(lambda: ids(store, text))) is None:
+        assert ids(store, text) == ["a"]
+        assert store.count(NAMESPACE_ID, text, TYPES).count == 1
+    else:
+        assert levels > 10
+        assert refusal.code == Code.INVALID_ARGUMENT
+        assert refusal.message.startswith("invalid query: its ANDs and ORs are nested too deeply for the index (")
+
+
+def test_the_sizes_of_an_open_run_are_not_searched_nor_listed(store: VisibilityStore) -> None:
+    sizes = {"history_length": 7, "history_size_bytes": 700, "state_transition_count": 3}
+    store.upsert([record("open", **sizes), record("closed", closed=9, status="Completed", **sizes)])
+    for field in ("HistoryLength", "HistorySizeBytes", "StateTransitionCount"):
+        assert ids(store, f"{field} > 0") == ["closed"]
+        assert ids(store, f"{field} IS NULL") == ["open"]
+    (opened, closed), _ = store.list(NAMESPACE_ID, "", 0, b"", TYPES)
+    assert (opened.history_length, opened.history_size_bytes, opened.state_transition_count) == (0, 0, 0)
+    assert (closed.history_length, closed.history_size_bytes, closed.state_transition_count) == (7, 700, 3)
+
+
+BENT_TOKENS = (
+    st.binary(max_size=60)
+    | st.text(max_size=30).map(str.encode)
+    | st.just(b'{"a":' * 50_000)
+    | st.just(b"[" * 100_000)
+    | st.just(b'[99999999999999999999999,1,"x"]')
+    | st.just(b'[1,2,"\\ud800"]')
+)
+
+
+@given(token=BENT_TOKENS)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_bent_page_token_gives_a_page_or_is_refused(store: VisibilityStore, token: bytes) -> None:
+    refusal = refusal_of(lambda: store.list(NAMESPACE_ID, "", 7, token, TYPES))
+    if refusal is not None:
+        assert (refusal.code, refusal.message) == (Code.INVALID_ARGUMENT, "invalid NextPageToken")

@@ -32,6 +32,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from everfold.kernel.search_attributes import DIVISION, PREDEFINED
 from everfold.visibility.tree import (
+    SCHEDULE_ID,
     SYSTEM_FIELDS,
     And,
     Between,
@@ -49,11 +50,14 @@ from everfold.visibility.tree import (
 )
 from everfold.visibility.values import convert, invalid, refuse, shown_type, unsupported
 
-QUERY_CHARACTERS_MAX: Final = 64 * 1024
-"""Longest filter taken: a hundred times what the Web UI writes; bounds the tree and the SQL made from it."""
+QUERY_CHARACTERS_MAX: Final = 4 * 1024 * 1024
+"""Longest filter taken: as much as a request may hold, as on a real server. Bounds the values of IN lists."""
 
-NESTING_MAX: Final = 64
-"""Deepest parentheses and NOTs: well under Python's recursion limit, which the parser rests on, and SQLite's 1000."""
+NESTING_MAX: Final = 199
+"""Most parentheses and NOTs around a condition, as on a real server."""
+
+DEPTH_MAX: Final = 995
+"""Deepest tree of ANDs and ORs, as on a real server: a chain is as deep as it has conditions."""
 
 
 def parse(text: str, search_attributes: Mapping[str, str]) -> Query:
@@ -85,7 +89,7 @@ class _Token(NamedTuple):
 _TOKEN: Final = re.compile(
     r"""\s+
     | (?P<number>-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
-    | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    | (?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)
     | `(?P<quoted>[^`]+)`
     | '(?P<single>(?:[^'\\]|\\.|'')*)'
     | "(?P<double>(?:[^"\\]|\\.|"")*)"
@@ -127,13 +131,58 @@ _RESERVED: Final = frozenset(
 _COMPARISONS: Final = frozenset({"=", "!=", "<>", "<", "<=", ">", ">="})
 
 
+class _Group:
+    """What is read of a pair of parentheses, or of the whole filter: chains of ANDs, with ORs between them.
+
+    Depths are those of the tree if each condition of a chain had the ones before it in parentheses.
+
+    Attributes:
+        nots: NOTs before the condition that comes next.
+    """
+
+    def __init__(self) -> None:
+        self.nots = 0
+        self._chain: list[Expression] = []
+        self._chain_depth = 0
+        self._chains: list[Expression] = []
+        self._depth = 0
+
+    def add(self, part: Expression, depth: int) -> int:
+        """Adds a condition to the chain. Returns how many NOTs were before it."""
+        nots, self.nots = self.nots, 0
+        for _ in range(nots):
+            part = Not(part)
+        self._chain.append(part)
+        self._chain_depth = _deeper(self._chain_depth, depth)
+        return nots
+
+    def end_chain(self) -> None:
+        """An OR comes, or the end."""
+        self._chains.append(self._chain[0] if len(self._chain) == 1 else And(tuple(self._chain)))
+        self._depth = _deeper(self._depth, self._chain_depth)
+        self._chain, self._chain_depth = [], 0
+
+    def whole(self) -> tuple[Expression, int]:
+        """The condition, and how deep it is."""
+        self.end_chain()
+        return self._chains[0] if len(self._chains) == 1 else Or(tuple(self._chains)), self._depth
+
+
+def _deeper(before: int, depth: int) -> int:
+    """The depth of a chain that gets one more part; `before` is 0 for the first. Refuses one that is too deep."""
+    deeper = max(before, depth) + 1 if before else depth
+    if deeper > DEPTH_MAX:
+        refuse("malformed SQL query: max ast depth reached")
+    return deeper
+
+
 class _Parser:
-    """Recursive descent over the tokens; `_depth` is the nesting reached."""
+    """One pass over the tokens; `_nesting` counts the parentheses and NOTs around the place reached."""
 
     def __init__(self, tokens: list[_Token], search_attributes: Mapping[str, str]) -> None:
         self._tokens = tokens
         self._at = 0
-        self._depth = 0
+        self._nesting = 0
         self._search_attributes = search_attributes
         self._fields: set[str] = set()
 
@@ -162,31 +211,40 @@ class _Parser:
         return field
 
     def _either(self) -> Expression:
-        parts = [self._both()]
-        while self._accept_word("OR"):
-            parts.append(self._both())
-        return parts[0] if len(parts) == 1 else Or(tuple(parts))
-
-    def _both(self) -> Expression:
-        parts = [self._negation()]
-        while self._accept_word("AND"):
-            parts.append(self._negation())
-        return parts[0] if len(parts) == 1 else And(tuple(parts))
-
-    def _negation(self) -> Expression:
-        self._depth += 1
-        if self._depth > NESTING_MAX:
-            refuse(f"the query is nested deeper than {NESTING_MAX} levels")
-        try:
+        """A whole condition. A loop with a stack of its own, as Python's would not do for the deepest nests."""
+        open_: list[_Group] = [_Group()]
+        while True:
+            group = open_[-1]
             if self._accept_word("NOT"):
-                return Not(self._negation())
+                self._nest()
+                group.nots += 1
+                continue
             if self._accept_symbol("("):
-                inner = self._either()
+                self._nest()
+                open_.append(_Group())
+                continue
+            self._nesting -= group.add(self._predicate(), 1)
+            while len(open_) > 1 and self._accept_symbol(")"):
+                inner, depth = open_.pop().whole()
+                group = open_[-1]
+                self._nesting -= 1 + group.add(inner, depth)
+            if self._accept_word("AND"):
+                continue
+            if self._accept_word("OR"):
+                group.end_chain()
+                continue
+            if len(open_) > 1:
                 self._expect_symbol(")")
-                return inner
-            return self._predicate()
-        finally:
-            self._depth -= 1
+            return group.whole()[0]
+
+    def _nest(self) -> None:
+        """One parenthesis or NOT more, which was the last token."""
+        self._nesting += 1
+        if self._nesting > NESTING_MAX:
+            token = self._tokens[self._at - 1]
+            near = f" near '{token.text.lower()}'" if token.kind == "name" else ""
+            end = token.position + len(token.text)
+            refuse(f"malformed SQL query: max nesting level reached at position {end}{near}")
 
     def _predicate(self) -> Expression:
         field = self._field()
@@ -237,10 +295,10 @@ class _Parser:
 
     def _starts_with(self, field: Field, negated: bool) -> Expression:
         operator = "NOT STARTS_WITH" if negated else "STARTS_WITH"
-        if field.type in ("Text", "KeywordList", "Status"):
+        if field.type in ("Text", "KeywordList"):
             _operator_refused(field, operator)
         prefix = self._value(field)
-        if field.type != "Keyword" or not isinstance(prefix, str):
+        if field.type not in ("Keyword", "Schedule") or not isinstance(prefix, str):
             _operator_refused(field, operator)
         return StartsWith(field, prefix, negated)
 
@@ -258,6 +316,8 @@ class _Parser:
             kind, system = PREDEFINED[name], name == DIVISION
         elif name in self._search_attributes:
             kind, system = _registered_type(name, self._search_attributes[name]), False
+        elif name == SCHEDULE_ID:
+            kind, system = "Schedule", True
         else:
             refuse(f"invalid search attribute: {name}")
         self._fields.add(name)

@@ -164,7 +164,7 @@ def _searchable(kind: str, value: object) -> str | int | float | None:
 
 
 def info_of(row: tuple[Any, ...], types: Mapping[str, str]) -> workflow.WorkflowExecutionInfo:
-    """The answer to a list for a row of INFO_COLUMNS.
+    """The answer to a list for a row of INFO_COLUMNS. An open run shows no sizes of its history, as on a real server.
 
     Args:
         row: the row.
@@ -184,9 +184,9 @@ def info_of(row: tuple[Any, ...], types: Mapping[str, str]) -> workflow.Workflow
     if close is not None:
         info.close_time.FromNanoseconds(close)
         info.execution_duration.FromNanoseconds(close - execution)
-    info.history_length = length
-    info.history_size_bytes = size
-    info.state_transition_count = transitions
+        info.history_length = length
+        info.history_size_bytes = size
+        info.state_transition_count = transitions
     info.task_queue = task_queue
     if parent_id:
         info.parent_execution.workflow_id = parent_id

@@ -14,11 +14,16 @@ from either end. Names and values are always parameters; only tables, columns an
 Null is as in Temporal: a condition on a field that the run has not is neither true nor false, and so selects nothing;
 except that `!=` and `NOT IN` on KeywordList and Text mean "has none of these", which a run without the field satisfies.
 
+A filter may have a thousand conditions in a chain, deep nests and lists of a hundred thousand values. So NOTs are moved
+down to the conditions, chains are cut into groups, and a long list is one parameter. What is too deep for the database
+all the same, it says itself (`store`).
+
 What differs between databases is in `Dialect`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +31,7 @@ from typing import Final
 
 from everfold.kernel.search_attributes import DIVISION
 from everfold.visibility.tree import (
+    SCHEDULE_ID,
     And,
     Between,
     Compare,
@@ -49,15 +55,17 @@ _COLUMNS: Final = {
     "StartTime": "start_time_ns",
     "ExecutionTime": "execution_time_ns",
     "CloseTime": "close_time_ns",
-    "HistoryLength": "history_length",
-    "HistorySizeBytes": "history_size_bytes",
+    # Of an open run these are not known to its index, as on a real server.
+    "HistoryLength": "(CASE WHEN close_time_ns IS NOT NULL THEN history_length END)",
+    "HistorySizeBytes": "(CASE WHEN close_time_ns IS NOT NULL THEN history_size_bytes END)",
     "ExecutionDuration": "(close_time_ns - execution_time_ns)",
-    "StateTransitionCount": "state_transition_count",
+    "StateTransitionCount": "(CASE WHEN close_time_ns IS NOT NULL THEN state_transition_count END)",
     "ParentWorkflowId": "parent_workflow_id",
     "ParentRunId": "parent_run_id",
     "RootWorkflowId": "root_workflow_id",
     "RootRunId": "root_run_id",
     DIVISION: "division",
+    SCHEDULE_ID: "workflow_id",
 }
 
 ATTRIBUTE_TABLES: Final = {
@@ -73,6 +81,12 @@ ATTRIBUTE_TABLES: Final = {
 
 _LAST_CHARACTER: Final = "\U0010ffff"
 
+_GROUP: Final = 32
+"""Conditions of a chain in one group. A database reads a chain as a tree as deep as it is long, SQLite at most 1000."""
+
+_LISTED_MAX: Final = 500
+"""Values of an IN list that are a parameter each; SQLite has at most 32,766 of those, in older builds 999."""
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -82,15 +96,24 @@ class Dialect:
         placeholder: how a parameter is written.
         word_match: the condition that a text has one of some words; takes one parameter, made by `_words`.
         word_source: what `texts t` is joined with for it.
+        listed: a select of the values in a JSON array; takes one parameter.
     """
 
     placeholder: str
     word_source: str
     word_match: str
+    listed: str
 
 
-SQLITE: Final = Dialect("?", " JOIN text_words w ON w.rowid = t.id", "text_words MATCH ?")
-POSTGRESQL: Final = Dialect("%s", "", "t.words @@ websearch_to_tsquery('simple', %s)")
+SQLITE: Final = Dialect(
+    "?", " JOIN text_words w ON w.rowid = t.id", "text_words MATCH ?", "SELECT value FROM json_each(?)"
+)
+POSTGRESQL: Final = Dialect(
+    "%s",
+    "",
+    "t.words @@ websearch_to_tsquery('simple', %s)",
+    "SELECT value FROM jsonb_array_elements_text(%s::jsonb) AS e (value)",
+)
 
 Parameters = list[Value]
 _Condition = Callable[[str], str]
@@ -110,8 +133,26 @@ def where(query: Query, namespace: int, dialect: Dialect = SQLITE) -> tuple[str,
     if DIVISION not in query.fields:
         text += " AND division IS NULL"
     if query.where is not None:
-        text += f" AND {compiler.condition(query.where)}"
+        text += f" AND {compiler.condition(_negations_last(query.where))}"
     return text, compiler.parameters
+
+
+def _negations_last(node: Expression, negated: bool = False) -> Expression:
+    """The same condition with NOT around single conditions only: an AND that is not is an OR of what is not."""
+    match node:
+        case Not(part):
+            return _negations_last(part, not negated)
+        case And(parts) | Or(parts):
+            moved = tuple([_negations_last(part, negated) for part in parts])
+            return And(moved) if isinstance(node, And) != negated else Or(moved)
+    return Not(node) if negated else node
+
+
+def _joined(word: str, conditions: list[str]) -> str:
+    while len(conditions) > _GROUP:
+        groups = [conditions[at : at + _GROUP] for at in range(0, len(conditions), _GROUP)]
+        conditions = [_joined(word, group) for group in groups]
+    return f"({word.join(conditions)})"
 
 
 class _Compiler:
@@ -127,9 +168,9 @@ class _Compiler:
     def condition(self, node: Expression) -> str:
         match node:
             case And(parts):
-                return "(" + " AND ".join(self.condition(part) for part in parts) + ")"
+                return _joined(" AND ", [self.condition(part) for part in parts])
             case Or(parts):
-                return "(" + " OR ".join(self.condition(part) for part in parts) + ")"
+                return _joined(" OR ", [self.condition(part) for part in parts])
             case Not(part):
                 return f"(NOT {self.condition(part)})"
             case Compare(field, operator, value) if field.type == "Text":
@@ -167,7 +208,12 @@ class _Compiler:
         return f"{head} WHERE {place} AND {condition()})"
 
     def _in(self, column: str, values: Sequence[Value], negated: bool) -> str:
-        return f"{column} {'NOT IN' if negated else 'IN'} ({', '.join(self.parameter(value) for value in values)})"
+        if len(values) > _LISTED_MAX:
+            self.parameter(json.dumps(values))
+            listed = self._dialect.listed
+        else:
+            listed = ", ".join([self.parameter(value) for value in values])
+        return f"{column} {'NOT IN' if negated else 'IN'} ({listed})"
 
     def _prefix(self, column: str, prefix: str, negated: bool) -> str:
         """A range rather than LIKE: it walks the index, and no character of the prefix has a meaning."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from everfold.visibility.query import parse
 from everfold.visibility.rows import BEFORE_ALL, Attribute, Place, Record
 from everfold.visibility.schema import IndexUnusable, prepare
 from everfold.visibility.tree import STATUS_NAMES
+from everfold.visibility.values import refuse
 
 PAGE_SIZE_MAX: Final = 1000
 """Most runs on a page, as in Temporal (frontend.visibilityMaxPageSize)."""
@@ -40,6 +42,9 @@ SAMPLE_BYTES_MAX: Final = 64 * 1024
 
 _PARAMETERS_MAX: Final = 500
 """Values in one IN list of ours: under SQLite's oldest limit of 999 parameters."""
+
+_TOO_DEEP: Final = ("parser stack overflow", "Expression tree is too large", "too many SQL variables")
+"""What SQLite says of a query that is too deep for its parser or its tree, or has too many parameters."""
 
 _INSERT: Final = f"INSERT INTO executions ({', '.join(rows.COLUMNS)}) VALUES ({', '.join('?' * len(rows.COLUMNS))})"
 _UPDATE: Final = f"UPDATE executions SET {', '.join(f'{name} = ?' for name in rows.COLUMNS)} WHERE id = ?"
@@ -174,12 +179,11 @@ class VisibilityStore:
             condition += " AND close_order_ns <= ? AND "
             condition += "(close_order_ns < ? OR start_time_ns < ? OR (start_time_ns = ? AND run_id > ?))"
             parameters += [close, close, start, start, run_id]
-        found = self._connection().execute(
+        page = self._found(
             f"SELECT {rows.INFO_COLUMNS} FROM executions WHERE {condition} "
             "ORDER BY close_order_ns DESC, start_time_ns DESC, run_id LIMIT ?",
             [*parameters, size + 1],
         )
-        page = found.fetchall()
         infos = [rows.info_of(row, search_attributes) for row in page[:size]]
         return infos, _token(page[size - 1]) if len(page) > size else b""
 
@@ -197,14 +201,11 @@ class VisibilityStore:
         if namespace is None:
             return response
         condition, parameters = sql.where(parsed, namespace)
-        connection = self._connection()
         if parsed.group_by is None:
-            (response.count,) = connection.execute(
-                f"SELECT count(*) FROM executions WHERE {condition}", parameters
-            ).fetchone()
+            ((response.count,),) = self._found(f"SELECT count(*) FROM executions WHERE {condition}", parameters)
             return response
         grouped = f"SELECT status, count(*) FROM executions WHERE {condition} GROUP BY status ORDER BY status"
-        for status, count in connection.execute(grouped, parameters):
+        for status, count in self._found(grouped, parameters):
             response.count += count
             group = response.groups.add(count=count)
             value = group.group_values.add(data=json.dumps(STATUS_NAMES.get(status, str(status))).encode())
@@ -289,6 +290,15 @@ class VisibilityStore:
             self._namespaces.clear()
             raise
         return changed
+
+    def _found(self, query: str, parameters: Sequence[Any]) -> Sequence[tuple[Any, ...]]:
+        """The rows of a query that is made of a filter. Refuses a filter that SQLite finds too deep."""
+        try:
+            return self._connection().execute(query, parameters).fetchall()
+        except sqlite3.OperationalError as error:
+            if any(words in str(error) for words in _TOO_DEEP):
+                refuse(f"its ANDs and ORs are nested too deeply for the index ({error})")
+            raise
 
     def _write(self, connection: sqlite3.Connection, records: Sequence[Record]) -> int:
         latest: dict[str, Record] = {}
@@ -395,20 +405,24 @@ class VisibilityStore:
         return connection
 
 
+_TOKEN_TIMES: Final = struct.Struct(">qq")
+"""A page's token: the order time and the start time of its last run, in nanoseconds, then the run's id."""
+
+
 def _token(row: tuple[Any, ...]) -> bytes:
     """Where the next page begins: after this row of INFO_COLUMNS."""
-    return json.dumps([row[17], row[5], row[1]]).encode()
+    run_id: str = row[1]
+    return _TOKEN_TIMES.pack(row[17], row[5]) + run_id.encode()
 
 
 def _after(token: bytes) -> tuple[int, int, str] | None:
     if not token:
         return None
     try:
-        close, start, run_id = json.loads(token)
-    except (ValueError, TypeError):
-        close = None
-    if not (isinstance(close, int) and isinstance(start, int) and isinstance(run_id, str)):
-        raise StatusError(Code.INVALID_ARGUMENT, "invalid NextPageToken")
+        close, start = _TOKEN_TIMES.unpack_from(token)
+        run_id = token[_TOKEN_TIMES.size :].decode()
+    except (struct.error, UnicodeDecodeError):
+        raise StatusError(Code.INVALID_ARGUMENT, "invalid NextPageToken") from None
     return close, start, run_id
 
 

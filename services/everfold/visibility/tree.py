@@ -7,10 +7,11 @@ from typing import Final, Literal, NamedTuple
 
 from everfold.kernel.search_attributes import SYSTEM, Kind
 
-FieldType = Kind | Literal["Status", "Duration"]
+FieldType = Kind | Literal["Status", "Duration", "Schedule"]
 Value = str | int | float | bool
 
 STATUSES: Final = {
+    "Unspecified": 0,
     "Running": 1,
     "Completed": 2,
     "Failed": 3,
@@ -26,6 +27,10 @@ STATUS_NAMES: Final = {number: name for name, number in STATUSES.items()}
 
 SYSTEM_FIELDS: Final[dict[str, FieldType]] = {**SYSTEM, "ExecutionStatus": "Status", "ExecutionDuration": "Duration"}
 """What every run has."""
+
+SCHEDULE_ID: Final = "ScheduleId"
+"""Another name of a schedule's workflow id, without the prefix that such ids have. An attribute registered by that
+name goes before it."""
 
 
 class Field(NamedTuple):

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from temporalio.api.enums.v1.workflow_pb2 import WorkflowExecutionStatus
+
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.time import comparable, parse_rfc3339
 from everfold.visibility.tree import STATUS_NAMES, STATUSES, Field, FieldType, Value
@@ -28,7 +30,7 @@ def invalid(text: str) -> NoReturn:
 
 def shown_type(field: Field) -> str:
     """The type's name as the caller knows it."""
-    return {"Status": "Keyword", "Duration": "Int"}.get(field.type, field.type)
+    return {"Status": "Keyword", "Duration": "Int", "Schedule": "Keyword"}.get(field.type, field.type)
 
 
 def _type_refused(field: Field, value: Value) -> NoReturn:
@@ -42,6 +44,9 @@ def _type_refused(field: Field, value: Value) -> NoReturn:
 
 
 _INT64: Final = 1 << 63
+
+_API_STATUSES: Final = dict(WorkflowExecutionStatus.items())
+"""WORKFLOW_EXECUTION_STATUS_TIMED_OUT and so on."""
 
 
 def _text(field: Field, value: Value) -> Value:
@@ -65,8 +70,9 @@ def _bool(field: Field, value: Value) -> Value:
 
 
 def _status(field: Field, value: Value) -> Value:
+    """A status by its number, by its name ("TimedOut"), or as the API spells it."""
     if isinstance(value, str):
-        number = STATUSES.get(value)
+        number = STATUSES.get(value, _API_STATUSES.get(value))
         return number if number is not None else invalid(f"invalid {field.name} value '{value}'")
     if isinstance(value, (bool, float)):
         _type_refused(field, value)
@@ -89,6 +95,13 @@ def _duration(field: Field, value: Value) -> Value:
     return comparable(duration)
 
 
+_SCHEDULE_PREFIX: Final = "temporal-sys-scheduler:"
+
+
+def _schedule(field: Field, value: Value) -> Value:
+    return f"{_SCHEDULE_PREFIX}{value}" if isinstance(value, str) else _type_refused(field, value)
+
+
 _CONVERTERS: Final[dict[FieldType, Callable[[Field, Value], Value]]] = {
     "Keyword": _text,
     "KeywordList": _text,
@@ -98,6 +111,7 @@ _CONVERTERS: Final[dict[FieldType, Callable[[Field, Value], Value]]] = {
     "Bool": _bool,
     "Datetime": _datetime,
     "Status": _status,
+    "Schedule": _schedule,
     "Duration": _duration,
 }
 
