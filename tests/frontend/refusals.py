@@ -45,6 +45,8 @@ MULTI = "ExecuteMultiOperation"
 NOT_BOTH = "Operations have to be exactly [Start, Update]."
 NOT_DONE = "Update-with-Start could not be executed."
 
+_NO_UUID = "RunId is not valid UUID."
+
 REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
     ("StartWorkflowExecution", {**START, "namespace": "nope"}, Code.NOT_FOUND, "Namespace nope is not found."),
     ("StartWorkflowExecution", {**START, "workflow_id": ""}, BAD, "WorkflowId is not set on request."),
@@ -229,7 +231,7 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
         "PollWorkflowExecutionUpdate",
         {"namespace": NS, "update_ref": {"workflow_execution": {**RUN, "run_id": "zz"}, "update_id": "u"}},
         BAD,
-        "RunId is not valid UUID.",
+        _NO_UUID,
     ),
     (MULTI, {**update_with_start(), "namespace": "nope"}, Code.NOT_FOUND, "Namespace nope is not found."),
     (MULTI, {"namespace": NS}, BAD, NOT_BOTH),
@@ -292,6 +294,15 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
     ("RespondActivityTaskFailedById", {"namespace": NS}, BAD, "ActivityId is not set on request."),
     ("RespondActivityTaskCanceledById", {"namespace": NS}, BAD, "ActivityId is not set on request."),
     ("RecordActivityTaskHeartbeatById", {"namespace": NS}, BAD, "ActivityId is not set on request."),
+    *(
+        (method, {"namespace": NS, "workflow_id": "w", "run_id": "zz", "activity_id": "a"}, BAD, _NO_UUID)
+        for method in (
+            "RespondActivityTaskCompletedById",
+            "RespondActivityTaskFailedById",
+            "RespondActivityTaskCanceledById",
+            "RecordActivityTaskHeartbeatById",
+        )
+    ),
     ("DescribeTaskQueue", {"namespace": NS}, BAD, "taskQueue is not set"),
     ("DescribeNamespace", {"namespace": "nope"}, Code.NOT_FOUND, "Namespace nope is not found."),
     ("DescribeNamespace", {}, BAD, "Namespace not set on request."),
@@ -317,6 +328,12 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
     ),
     ("ListSearchAttributes", {}, BAD, "Namespace is not set on request."),
     ("AddSearchAttributes", {"namespace": NS}, BAD, "SearchAttributes are not set on request."),
+    (
+        "AddSearchAttributes",
+        {"namespace": NS, "search_attributes": {"TemporalOwn": 2}},
+        BAD,
+        "Search attribute TemporalOwn is reserved by system.",
+    ),
     (
         "AddSearchAttributes",
         {"namespace": NS, "search_attributes": {"RunId": 2}},

@@ -14,6 +14,7 @@ from everfold.frontend import tokens
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, parse
 from everfold.frontend.failures import server_failure, truncated
+from everfold.kernel.names import is_run_id
 from everfold.runtime import requests
 from everfold.runtime.requests import invalid
 
@@ -110,6 +111,8 @@ class ActivityHandlers:
         if not message.workflow_id:
             # An activity without a workflow, which is not built.
             raise invalid("WorkflowId is not set on request.")
+        if message.run_id and not is_run_id(message.run_id):
+            raise invalid("RunId is not valid UUID.")
         requests.identity(message.identity, core.limits.id_bytes_max)
         if field and self._over(message, request, field):
             failed = ws.RespondActivityTaskFailedByIdRequest(

@@ -90,6 +90,10 @@ class Backend:
         """The poller is gone: the poll ends, with a task or empty."""
         return self._call("matching", partition, "cancel_poll", [poll_id], timeout)
 
+    def has_partition(self, partition: int) -> bool:
+        """Whether the task topics have such a partition; a token that a client bent may name another."""
+        return 0 <= partition < self._task_partitions
+
     def respond_query(self, partition: int, token: bytes, message: bytes, timeout: float) -> Awaitable[None]:
         """Gives a worker's answer to the query that waits for it."""
         return self._call("matching", partition, "respond_query", [token, message], timeout)

@@ -9,8 +9,8 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.frontend.calls import CallContext
 from everfold.frontend.cluster import CLUSTER_NAME, ClusterFacts
 from everfold.frontend.core import Core, parse
-from everfold.frontend.search_attributes import RESERVED, TYPE_NAMES, TYPE_NUMBERS
-from everfold.kernel.search_attributes import PREDEFINED, SYSTEM
+from everfold.frontend.search_attributes import TYPE_NAMES, TYPE_NUMBERS
+from everfold.kernel.search_attributes import PREDEFINED, SYSTEM, is_reserved
 from everfold.runtime.namespaces import Namespace
 from everfold.runtime.requests import invalid
 
@@ -36,7 +36,7 @@ class OperatorHandlers:
         if not message.search_attributes:
             raise invalid("SearchAttributes are not set on request.")
         for name, kind in message.search_attributes.items():
-            if name in RESERVED:
+            if is_reserved(name):
                 raise invalid(f"Search attribute {name} is reserved by system.")
             if kind not in common_enums.IndexedValueType.values():
                 raise invalid(f"Unknown search attribute type: {kind}.")
@@ -60,7 +60,7 @@ class OperatorHandlers:
             raise invalid("SearchAttributes are not set on request.")
         namespace = await self._namespace(message.namespace)
         for name in message.search_attributes:
-            if name in RESERVED and name not in namespace.search_attributes:
+            if is_reserved(name) and name not in namespace.search_attributes:
                 raise invalid(f"Unable to remove non-custom search attributes: {name}.")
         if any(name in namespace.search_attributes for name in message.search_attributes):
             await self._change(context, "REMOVE_SEARCH_ATTRIBUTES", namespace, request)

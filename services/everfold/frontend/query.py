@@ -50,6 +50,8 @@ class QueryHandlers:
         core, limits = self._core, self._core.limits
         message = parse(ws.RespondQueryTaskCompletedRequest, request)
         token, _ = await tokens.query_task(core, message)
+        if not core.backend.has_partition(token.partition):
+            raise invalid("Invalid TaskToken.")
         if len(request) > limits.blob_bytes_max and message.query_result.ByteSize() > limits.blob_bytes_max:
             request = ws.RespondQueryTaskCompletedRequest(
                 task_token=message.task_token,

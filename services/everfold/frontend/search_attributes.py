@@ -12,11 +12,8 @@ from temporalio.api.common.v1 import message_pb2 as common
 from temporalio.api.enums.v1 import common_pb2 as common_enums
 
 from everfold.frontend.limits import FrontendLimits
-from everfold.kernel.search_attributes import PREDEFINED, SYSTEM, check_names, check_sizes, check_values, kind_of
+from everfold.kernel.search_attributes import PREDEFINED, check_names, check_sizes, check_values, kind_of
 from everfold.runtime.namespaces import Namespace
-
-RESERVED: Final = frozenset({*SYSTEM, *PREDEFINED, "NamespaceId", "Memo", "MemoEncoding", "VisibilityTaskKey"})
-"""Names that nobody may register."""
 
 TYPE_NAMES: Final[dict[int, str]] = {
     common_enums.INDEXED_VALUE_TYPE_TEXT: "Text",

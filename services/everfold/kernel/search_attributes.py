@@ -66,6 +66,10 @@ PREDEFINED: Final[Mapping[str, Kind]] = {
 }
 """Attributes that exist without being registered."""
 
+_RESERVED: Final = frozenset({*SYSTEM, *PREDEFINED, "NamespaceId", "Memo", "MemoEncoding", "VisibilityTaskKey"})
+_RESERVED_PREFIX: Final = "Temporal"
+"""Attributes that come with later versions begin so."""
+
 _DEPTH_MAX: Final = 32
 """A value is a scalar or a list; what is nested deeper is not decoded, as how deep one can depends on the process."""
 
@@ -92,6 +96,11 @@ class Payload(Protocol):
 def kind_of(name: str, custom: Mapping[str, str]) -> str | None:
     """The type of an attribute that a caller may name; `custom` are the namespace's own."""
     return custom.get(name) or PREDEFINED.get(name)
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a namespace cannot have an attribute of its own by that name."""
+    return name in _RESERVED or name.startswith(_RESERVED_PREFIX)
 
 
 def check_names(fields: Mapping[str, Payload], namespace: str, custom: Mapping[str, str]) -> None:

@@ -34,6 +34,9 @@ from everfold.history.machine.step import HistoryRange, Reply, RunKey
 PAGE_EVENTS_MAX: Final = 256
 """Events of a page at most, but for a last batch that is longer (Temporal: history.maximumPageSize)."""
 
+_EVENT_IDS_END: Final = 1 << 63
+"""No event has such an id, nor can a key hold one beyond twice that."""
+
 ADMITTED_STAGE: Final = update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ADMITTED
 ACCEPTED_STAGE: Final = update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 COMPLETED_STAGE: Final = update_enums.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_COMPLETED
@@ -156,12 +159,21 @@ def decode_token(data: bytes) -> Token:
         StatusError: INVALID_ARGUMENT.
     """
     try:
-        values = msgpack.unpackb(data)
-        if values[0] != 1 or len(values) != 5:
-            raise ValueError(values)
-        return Token(str(values[1]), int(values[2]), int(values[3]), int(values[4]))
-    except (ValueError, TypeError, IndexError, msgpack.exceptions.ExtraData, msgpack.exceptions.UnpackException):
-        raise invalid("Invalid NextPageToken.") from None
+        match msgpack.unpackb(data):
+            case [1, str(run_id), int(first), int(end), int(task)] if _are_event_ids(first, end, task):
+                return Token(run_id, first, end, task)
+    except (ValueError, msgpack.exceptions.UnpackException):
+        pass
+    raise invalid("Invalid NextPageToken.")
+
+
+def _are_event_ids(*numbers: int) -> bool:
+    """Whether keys can hold them: a client may have bent its token."""
+    return all(0 <= number < _EVENT_IDS_END for number in numbers)
+
+
+def _page_size(wanted: int) -> int:
+    return wanted if 0 < wanted < PAGE_EVENTS_MAX else PAGE_EVENTS_MAX
 
 
 # ---- GetWorkflowExecutionHistory ------------------------------------------------------------------------------------
@@ -218,8 +230,7 @@ def _all_events(
         if not final:
             return None
         return _history_response(b"", encode_token(Token(run.run_id, first, 0, 0)))
-    size = min(request.maximum_page_size or PAGE_EVENTS_MAX, PAGE_EVENTS_MAX)
-    found = page(fold, run, first, end, size)
+    found = page(fold, run, first, end, _page_size(request.maximum_page_size))
     if found.next_event_id < end:
         next_token = Token(run.run_id, found.next_event_id, 0 if wait else end, token.task if token else 0)
         return _history_response(found.events, encode_token(next_token))
@@ -247,9 +258,8 @@ def get_history_reverse(fold: ShardFold, namespace_id: str, namespace: str, mess
     run = fold.run(namespace_id, namespace, request.execution.workflow_id, run_id)
     if run is None:
         raise workflow_not_found(request.execution.workflow_id)
-    end = token.next_event_id if token else run.next_event_id
-    size = min(request.maximum_page_size or PAGE_EVENTS_MAX, PAGE_EVENTS_MAX)
-    first = max(1, end - size)
+    end = min(token.next_event_id, run.next_event_id) if token else run.next_event_id
+    first = max(1, end - _page_size(request.maximum_page_size))
     found = page(fold, run, first, end, PAGE_EVENTS_MAX)
     history = parse_history(found.events)
     response = ws.GetWorkflowExecutionHistoryReverseResponse()

@@ -25,7 +25,7 @@ from everfold.history.machine.rejections import invalid, namespace_not_found, st
 from everfold.history.machine.step import Reply
 from everfold.kernel.errors import Code
 from everfold.kernel.gotext import camel
-from everfold.kernel.search_attributes import PREDEFINED, SYSTEM
+from everfold.kernel.search_attributes import is_reserved
 from everfold.kernel.time import HOUR_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import NAMESPACES
@@ -132,7 +132,7 @@ def decide_add_search_attributes(ctx: StepContext, versions: dict[str, int], mes
     changed = False
     for name in sorted(request.search_attributes):
         kind = _TYPE_NAMES[request.search_attributes[name]]
-        if name in SYSTEM or name in PREDEFINED:
+        if is_reserved(name):
             raise invalid(f"Search attribute {name} is reserved by system.")
         if kind == "Unspecified":
             raise invalid(f"Unable to parse search attribute type for {name}.")
