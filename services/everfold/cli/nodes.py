@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import structlog
-from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from everfold.frontend.cluster import ClusterFacts
@@ -37,7 +36,7 @@ from everfold.runtime.clients import HistoryClient, MatchingClient
 from everfold.runtime.cluster_topic import ClusterTopic
 from everfold.runtime.config import SHARDS_DEFAULT, SHARDS_EMBEDDED, TASK_PARTITIONS_DEFAULT, Settings
 from everfold.runtime.datadir import DataDir
-from everfold.runtime.kafka import EndOffsets, KafkaSettings, Producer
+from everfold.runtime.kafka import EndOffsets, KafkaSettings, KafkaUnavailable, Metadata, Producer, ask_metadata
 from everfold.runtime.lifecycle import Fatal, Supervisor
 from everfold.runtime.membership import Member, new_member_id
 from everfold.runtime.namespace_log import NamespaceLog
@@ -45,7 +44,7 @@ from everfold.runtime.namespaces import NamespaceRegistry
 from everfold.runtime.router import Router
 from everfold.runtime.rpc import RpcPool, RpcServer
 from everfold.runtime.topics_admin import REPLICATION_MIN, ClusterShape, apply_topics, require_topics
-from everfold.schemas.topics import SHARD_LOG, VISIBILITY, WORKFLOW_TASKS
+from everfold.schemas.topics import SHARD_LOG, TOPICS, VISIBILITY, WORKFLOW_TASKS
 from everfold.visibility.found import FoundIndex
 from everfold.visibility.store import IndexUnusable, VisibilityStore, open_visibility
 
@@ -91,7 +90,7 @@ async def look_at(
     found = await asyncio.to_thread(_ask, kafka)
     partitions = {name: len(topic.partitions) for name, topic in found.topics.items()}
     # start-dev takes what there is, and its banner says so; a service alone insists on --single-broker.
-    single = settings.kafka.single_broker or (create and len(found.brokers) < REPLICATION_MIN)
+    single = settings.kafka.single_broker or (create and _copies(found, kafka.topic(SHARD_LOG)) < REPLICATION_MIN)
     shape = ClusterShape(
         shards=_count(
             "history.shards",
@@ -108,25 +107,31 @@ async def look_at(
         replication=settings.kafka.replication or (1 if single else REPLICATION_MIN),
         single_broker=single,
     )
-    kafka_cluster_id = str(found.cluster_id)
-    cluster_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"everfold/{kafka_cluster_id}/{kafka.prefix}"))
+    cluster_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"everfold/{found.cluster_id}/{kafka.prefix}"))
     data.bind(cluster_id)
     if create:
         for difference in await asyncio.to_thread(apply_topics, kafka, shape):
             log.debug("topic mended", topic=difference.topic, what=difference.what)
     else:
         await asyncio.to_thread(require_topics, kafka, shape)
-    return Cluster(cluster_id, kafka_cluster_id, len(found.brokers), shape)
+    return Cluster(cluster_id, found.cluster_id, found.brokers, shape)
 
 
-def _ask(kafka: KafkaSettings) -> Any:
+def _ask(kafka: KafkaSettings) -> Metadata:
+    names = [kafka.topic(topic) for topic in TOPICS]
     try:
-        return AdminClient(kafka.client("look")).list_topics(timeout=LOOK_S)
-    except KafkaException as error:
-        raise Fatal(
-            f"No Kafka broker answered at {kafka.bootstrap} within {LOOK_S:.0f} s ({error.args[0].str()}). "
-            "Check --kafka, and that the brokers' advertised listeners can be reached from here."
-        ) from None
+        return ask_metadata(AdminClient(kafka.client("look")), names, kafka.bootstrap, LOOK_S)
+    except KafkaUnavailable as error:
+        raise Fatal(str(error)) from None
+
+
+def _copies(found: Metadata, topic: str) -> int:
+    """How many copies of each record the cluster keeps, or can keep: a broker that is away now does not count, so only
+    a cluster without topics is judged by the brokers that are there.
+    """
+    if topic not in found.topics:
+        return found.brokers
+    return min(len(partition.replicas) for partition in found.topics[topic].partitions.values())
 
 
 def _count(path: str, wanted: int, default: int, found: int) -> int:

@@ -23,6 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from everfold.runtime.kafka.answers import ask_metadata
 from everfold.runtime.kafka.errors import KafkaTrouble, KafkaUnavailable
 from everfold.runtime.kafka.settings import KafkaSettings
 from everfold.schemas.topics import TOPICS, Topic
@@ -174,20 +175,12 @@ def _result(future: Future[Any]) -> Any:
 _AWAY: Final = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
 
 
-def _metadata(admin: AdminClient, bootstrap: str) -> dict[str, Any]:
-    try:
-        return dict(admin.list_topics(timeout=ASK_SECONDS_MAX).topics)
-    except KafkaException as error:
-        raise KafkaUnavailable(
-            f"No Kafka broker answered at {bootstrap} within {ASK_SECONDS_MAX:.0f} s ({error.args[0].str()}). "
-            "Check the address and that the brokers' advertised listeners are reachable from here."
-        ) from error
-
-
 def _differences(
     admin: AdminClient, settings: KafkaSettings, shape: ClusterShape, topics: list[Topic]
 ) -> list[Difference]:
-    present = _metadata(admin, settings.bootstrap)
+    present = ask_metadata(
+        admin, [settings.topic(topic) for topic in topics], settings.bootstrap, ASK_SECONDS_MAX
+    ).topics
     found_names = [name for topic in topics if (name := settings.topic(topic)) in present]
     configs = _configs(admin, found_names)
     differences = []
@@ -244,7 +237,7 @@ def _await(admin: AdminClient, settings: KafkaSettings, shape: ClusterShape, top
     deadline = time.monotonic() + _VISIBLE_SECONDS_MAX
     names = {settings.topic(topic) for topic in topics}
     while True:
-        present = _metadata(admin, settings.bootstrap)
+        present = ask_metadata(admin, (), settings.bootstrap, ASK_SECONDS_MAX).topics
         led = all(
             name in present and all(partition.leader >= 0 for partition in present[name].partitions.values())
             for name in names

@@ -21,6 +21,7 @@ from faust.types.auth import CredentialsT
 from faust.worker import Worker as FaustWorker
 
 from everfold.runtime import metrics
+from everfold.runtime.kafka import known_offset
 from everfold.schemas.topics import full_name
 from everfold.topology.projection import Projection, ProjectionBroken, Watermarks
 from everfold.topology.publisher import PublishFailed, missing_topics
@@ -240,7 +241,13 @@ class TopologyApp(faust.App):
         end = await self.consumer.highwaters(*wanted) if wanted else {}
         starts: dict[TP, int] = {}
         for topic, projection in self._projections.items():
-            marks = {tp.partition: Watermarks(first[tp], end[tp]) for tp in wanted if tp.topic == topic}
+            marks = {
+                tp.partition: Watermarks(
+                    *(known_offset(found[tp], f"{tp.topic}[{tp.partition}]") for found in (first, end))
+                )
+                for tp in wanted
+                if tp.topic == topic
+            }
             for partition, offset in (await projection.open(marks)).items():
                 starts[TP(topic, partition)] = offset
         log.info("partitions", held=len(wanted), behind=sum(end[tp] - starts[tp] for tp in wanted))
@@ -250,7 +257,7 @@ class TopologyApp(faust.App):
         """Processor -> partition -> records not yet applied; also sets the gauges."""
         found: Lag = {}
         for topic, projection in self._projections.items():
-            ends = {tp.partition: self.consumer.highwater(tp) or 0 for tp in self._held(topic)}
+            ends = {tp.partition: end for tp in self._held(topic) if (end := self.consumer.highwater(tp)) is not None}
             found[projection.name] = projection.lag(ends)
             for partition, records in found[projection.name].items():
                 metrics.PROJECTION_LAG.labels(projection.name, str(partition)).set(records)

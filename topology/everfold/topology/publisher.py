@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from everfold.runtime.kafka import KafkaUnavailable, known_offset
 from everfold.schemas.topics import RECORD_BYTES_MAX
 
 ACKNOWLEDGED_WITHIN_S: Final = 30.0
@@ -135,7 +136,8 @@ def read_tails(
     try:
         wanted = {}
         for partition in partitions:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+            marks = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+            low, high = (known_offset(mark, f"{topic}[{partition}]") for mark in marks)
             if high > low:
                 wanted[partition] = high - 1
         consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in wanted.items()])
@@ -153,7 +155,7 @@ def read_tails(
             if offset >= wanted[number]:
                 tails[number] = Tail(offset, headers)
         return tails
-    except KafkaException as error:
+    except (KafkaException, KafkaUnavailable) as error:
         raise PublishFailed(f"{topic}: {error}") from error
     finally:
         consumer.close()

@@ -6,11 +6,14 @@
     LogConsumer        assigned partitions from given positions, batches handed to the loop
     EndOffsets         where partitions end, for many waiters at once
     GroupMembership    which process owns which partitions
+    ask_metadata, known_offset
+                       what Kafka answers, looked at before it is believed
 
 What a record offers is confluent-kafka's `Message`: `value()`, `key()`, `offset()`, `partition()`, `leader_epoch()`,
 `timestamp()` -> (type, broker's milliseconds), `headers()`.
 """
 
+from everfold.runtime.kafka.answers import Metadata, ask_metadata, known_offset
 from everfold.runtime.kafka.consumer import LogConsumer, PartitionTrouble
 from everfold.runtime.kafka.errors import KafkaTrouble, KafkaUnavailable, ProducerQueueFull
 from everfold.runtime.kafka.group import GroupMembership
@@ -28,8 +31,11 @@ __all__ = [
     "KafkaTrouble",
     "KafkaUnavailable",
     "LogConsumer",
+    "Metadata",
     "PartitionTrouble",
     "Producer",
     "ProducerQueueFull",
     "PromptProducer",
+    "ask_metadata",
+    "known_offset",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
@@ -17,17 +18,22 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
+from everfold.runtime.kafka.answers import known_offset
 from everfold.runtime.kafka.errors import KafkaUnavailable
 from everfold.runtime.kafka.settings import KafkaSettings
 
 ANSWER_SECONDS_MAX: Final = 5.0
 """Usually 2 ms. Below an RPC's usual deadline of 10 s, so that it can say UNAVAILABLE itself."""
 
+_ATTEMPT_SECONDS_MAX: Final = 1.5
+"""A leader that does not answer by then is hung or dead; there is time to look for the next one and to ask that. Above
+the 0.5 s that a busy broker may take."""
+
 _RETRY_S: Final = 0.02
 """A partition without a leader (just created, or its broker is starting) has one milliseconds later."""
 
-_REFRESH_SECONDS_MAX: Final = 2.0
-"""Bound on asking for the leaders anew."""
+_REFRESH_SECONDS_MAX: Final = 1.5
+"""Bound on asking for the leaders anew, of all topics together: whoever is asked may be the one that hangs."""
 
 Place = tuple[str, int]
 """(full topic name, partition)"""
@@ -97,7 +103,7 @@ class EndOffsets:
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         request: dict[Any, Any] = {TopicPartition(*place): latest for place in asked}
         try:
-            futures: dict[Any, Future[Any]] = self._admin.list_offsets(request, request_timeout=ANSWER_SECONDS_MAX)
+            futures: dict[Any, Future[Any]] = self._admin.list_offsets(request, request_timeout=_ATTEMPT_SECONDS_MAX)
         except (KafkaException, RuntimeError) as error:
             self._answered(asked, dict.fromkeys(asked, error))
             return
@@ -105,8 +111,10 @@ class EndOffsets:
 
         def collect(place: Place, future: Future[Any]) -> None:
             # In the client's own thread, one call after the other.
-            error = future.exception()
-            answers[place] = future.result().offset if error is None else error
+            try:
+                answers[place] = known_offset(future.result().offset, f"{place[0]}[{place[1]}]")
+            except Exception as error:
+                answers[place] = error
             if len(answers) == len(asked) and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._answered, asked, answers)
 
@@ -128,22 +136,22 @@ class EndOffsets:
                 else:
                     later.answer.add_done_callback(partial(_copy, waiting.answer))
             else:
-                _fail(waiting.answer, KafkaUnavailable(f"{place[0]}[{place[1]}]: {found}"))
+                _fail(waiting.answer, _unavailable(place, found))
         if not again:
             self._ask()
-        elif any(_is_fenced(found) for found in answers.values()):
-            # The client sends the leader epoch that it remembers, and asks for the present one only when a leader does
-            # not answer. A broker that died and came back does, and refuses the epoch of its former life for ever.
-            self._refreshing = self._loop.create_task(self._refresh(sorted({topic for topic, _ in asked})))
         else:
-            self._loop.call_later(_RETRY_S, self._ask)
+            # The client asks the leader that it remembers, with the leader epoch that it remembers, and looks neither
+            # up again by itself: not when that leader is silent, and not when one that died and came back refuses the
+            # epoch of its former life for ever.
+            self._refreshing = self._loop.create_task(self._refresh(sorted({topic for topic, _ in asked})))
 
     async def _refresh(self, topics: list[str]) -> None:
         """Make the client look up leaders and epochs, then ask again."""
 
         def look_up() -> None:
+            deadline = time.monotonic() + _REFRESH_SECONDS_MAX
             for topic in topics:
-                self._admin.list_topics(topic, timeout=_REFRESH_SECONDS_MAX)
+                self._admin.list_topics(topic, timeout=max(deadline - time.monotonic(), 0.1))
 
         with contextlib.suppress(KafkaException):  # the broker went away again: the next answer says so
             await asyncio.to_thread(look_up)
@@ -153,14 +161,12 @@ class EndOffsets:
 
 def _passes(error: BaseException) -> bool:
     """Whether asking again helps."""
+    if isinstance(error, KafkaUnavailable):
+        return True
     if not isinstance(error, KafkaException):
         return False
     cause: KafkaError = error.args[0]
-    return cause.retriable() or cause.code() in _PASSING or cause.code() in _FENCED
-
-
-def _is_fenced(found: Any) -> bool:
-    return isinstance(found, KafkaException) and found.args[0].code() in _FENCED
+    return cause.retriable() or cause.code() in _PASSING
 
 
 _PASSING: Final = (
@@ -169,11 +175,15 @@ _PASSING: Final = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
 )
 """Errors of the first moments after a topic's creation or a broker's start, not all of them marked as retriable."""
 
 
-_FENCED: Final = (KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH)
+def _unavailable(place: Place, found: BaseException) -> KafkaUnavailable:
+    return found if isinstance(found, KafkaUnavailable) else KafkaUnavailable(f"{place[0]}[{place[1]}]: {found}")
 
 
 def _fail(answer: asyncio.Future[int], error: Exception) -> None:
