@@ -9,6 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+AT_LEAST: Final = frozenset(
+    ("retention.ms", "retention.bytes", "delete.retention.ms", "min.insync.replicas", "max.message.bytes")
+)
+"""Settings of which more than Everfold asks for is their owner's right; -1, unlimited, is the most."""
+
+OWNERS_CHOICE: Final = frozenset(("segment.ms", "segment.bytes", "min.cleanable.dirty.ratio"))
+"""Settings that a topic is created with and nobody looks at again: how often to compact is their owner's business."""
+
 SHARDS: Final = "shards"
 TASKS: Final = "tasks"
 
@@ -54,7 +62,7 @@ class Topic:
         return shard_count if self.partitions == SHARDS else task_partitions
 
     def full_config(self) -> dict[str, str]:
-        """The whole topic configuration that `topics apply` sets and an owner checks."""
+        """The whole topic configuration, as `topics apply` creates it. `will_do` tells what else is good enough."""
         return {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(RECORD_BYTES_MAX), **self.config}
 
 
@@ -106,6 +114,24 @@ TOPICS: Final = (
     NAMESPACES,
     CLUSTER,
 )
+
+
+def will_do(setting: str, wanted: str, found: str) -> bool:
+    """Whether a topic may stay as it is found: exactly as wanted, or with more where more is harmless.
+
+    Args:
+        setting: a key of the topic's configuration.
+        wanted: as Everfold creates it.
+        found: as the brokers say it is; "" when they say nothing.
+    """
+    if found == wanted or setting in OWNERS_CHOICE:
+        return True
+    if setting not in AT_LEAST or wanted == _UNLIMITED or not found:
+        return False
+    return found == _UNLIMITED or int(found) >= int(wanted)
+
+
+_UNLIMITED: Final = "-1"
 
 
 def full_name(prefix: str, topic: Topic) -> str:

@@ -74,14 +74,14 @@ class Cluster:
 async def look_at(
     kafka: KafkaSettings, settings: Settings, data: DataDir, *, create: bool = False, alone: bool = False
 ) -> Cluster:
-    """Find out what cluster this is, and check its topics; with `create`, make or mend them first.
+    """Find out what cluster this is, and check its topics; with `create`, make those that are missing.
 
     Args:
         kafka: how to reach it.
         settings: what is wanted of the topics.
         data: bound to the cluster here.
-        create: make or mend the topics.
-        alone: this process is the only one that will ever serve the cluster.
+        create: make the missing topics.
+        alone: this process is the only one that will ever serve the cluster; what `create` finds unsafe it may set.
 
     Raises:
         Fatal: the data directory is another cluster's, or the settings contradict the topics.
@@ -110,8 +110,8 @@ async def look_at(
     cluster_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"everfold/{found.cluster_id}/{kafka.prefix}"))
     data.bind(cluster_id)
     if create:
-        for difference in await asyncio.to_thread(apply_topics, kafka, shape):
-            log.debug("topic mended", topic=difference.topic, what=difference.what)
+        for difference in await asyncio.to_thread(apply_topics, kafka, shape, create_only=not alone):
+            log.debug("topics", deed=difference.deed, about=str(difference))
     else:
         await asyncio.to_thread(require_topics, kafka, shape)
     return Cluster(cluster_id, found.cluster_id, found.brokers, shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Final
 
 import click
 from rich.console import Console
@@ -40,7 +41,11 @@ def show(settings: Settings, *, as_json: bool) -> None:
 
 
 def apply(settings: Settings, *, dry_run: bool, as_json: bool) -> None:
-    """Create or mend the topics; with `dry_run` only say what would be done. Raises Fatal when that is not possible."""
+    """Create the topics, set what is unsafe about them; with `dry_run` only say what would be done.
+
+    Raises:
+        Fatal: that is not possible.
+    """
     try:
         if dry_run:
             differences = check_topics(kafka_settings(settings), cluster_shape(settings))
@@ -51,14 +56,19 @@ def apply(settings: Settings, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         rows = [
             {"topic": d.topic, "what": d.what, "expected": d.expected, "found": d.found, "mendable": d.mendable}
+            | {"at_least": d.at_least, "deed": d.deed}
             for d in differences
         ]
         click.echo(json.dumps({"applied": not dry_run, "differences": rows}, indent=2))
         return
     for difference in differences:
-        click.echo(f"{'would mend' if dry_run else 'mended'}  {difference}")
+        click.echo(f"{_WOULD[difference.deed] if dry_run else _DONE[difference.deed]}  {difference}")
     if not differences:
-        click.echo("All topics are as they must be.")
+        click.echo("All topics are safe as they are; nothing to do.")
+
+
+_DONE: Final = {"create": "created", "raise": "raised", "set": "set"}
+_WOULD: Final = {deed: f"would {deed}" for deed in _DONE}
 
 
 def kafka_settings(settings: Settings) -> KafkaSettings:

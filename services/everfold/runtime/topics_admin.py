@@ -1,8 +1,9 @@
 """Creates the topics, and checks that they are what the engine rests on.
 
-`everfold topics apply` creates what is missing and sets what is wrong; an owner only checks, and refuses to run when
-anything differs: a topic with client timestamps breaks the shard clock, a retention on `shard-log` forgets workflows.
-What cannot be set afterwards (partition count, replication factor) is always for a person to mend.
+`everfold topics apply` creates what is missing and sets what is unsafe; a service only checks, and refuses to run while
+anything is: a topic with client timestamps breaks the shard clock, a retention on `shard-log` forgets workflows. Where
+more than that is set, a longer retention say, it is the owner's right, and nobody touches it (`will_do`). What cannot
+be set afterwards (partition count, replication factor) is always for a person to mend.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from everfold.runtime.kafka.answers import ask_metadata
 from everfold.runtime.kafka.errors import KafkaTrouble, KafkaUnavailable
 from everfold.runtime.kafka.settings import KafkaSettings
-from everfold.schemas.topics import TOPICS, Topic
+from everfold.schemas.topics import AT_LEAST, TOPICS, Topic, will_do
 
 ASK_SECONDS_MAX: Final = 30.0
 """Bound on one question to the cluster, its connection included."""
@@ -64,14 +65,15 @@ class ClusterShape:
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing about one topic that is not as it must be.
+    """One thing about one topic that is not safe as it is.
 
     Attributes:
         topic: full name.
         what: a configuration key, "partitions", "replication" or "topic".
-        expected: what it must be.
+        expected: what it must be; with `at_least`, or more.
         found: what it is; "" when missing.
         mendable: whether `apply_topics` can put it right.
+        at_least: whether more is as good.
     """
 
     topic: str
@@ -79,11 +81,22 @@ class Difference:
     expected: str
     found: str
     mendable: bool
+    at_least: bool = False
+
+    @property
+    def deed(self) -> str:
+        """What `apply_topics` does about it, in one word."""
+        if self.what == "topic":
+            return "create"
+        return "raise" if self.at_least else "set"
 
     def __str__(self) -> str:
         if self.what == "topic":
             return f"{self.topic}: missing"
-        return f"{self.topic}: {self.what}: expected {self.expected}, found {self.found or 'nothing'}"
+        expected = f"at least {self.expected}" if self.at_least else self.expected
+        if self.expected == "-1":
+            expected = "-1 (unlimited)"
+        return f"{self.topic}: {self.what}: expected {expected}, found {self.found or 'nothing'}"
 
 
 class TopicsWrong(KafkaTrouble):
@@ -107,7 +120,7 @@ class TopicsWrong(KafkaTrouble):
 
 
 def check_topics(settings: KafkaSettings, shape: ClusterShape, topics: Iterable[Topic] = TOPICS) -> list[Difference]:
-    """What is not as it must be; empty when all is well. Blocks.
+    """What is missing or unsafe; empty when all is well. Blocks.
 
     Raises:
         KafkaUnavailable: the cluster did not answer.
@@ -119,7 +132,7 @@ def require_topics(settings: KafkaSettings, shape: ClusterShape, topics: Iterabl
     """What an owner does at start. Blocks.
 
     Raises:
-        TopicsWrong: anything differs.
+        TopicsWrong: anything is missing or unsafe.
         KafkaUnavailable: the cluster did not answer.
     """
     differences = check_topics(settings, shape, topics)
@@ -127,11 +140,19 @@ def require_topics(settings: KafkaSettings, shape: ClusterShape, topics: Iterabl
         raise TopicsWrong(differences)
 
 
-def apply_topics(settings: KafkaSettings, shape: ClusterShape, topics: Iterable[Topic] = TOPICS) -> list[Difference]:
-    """Creates what is missing, sets what is wrong, and returns what it put right. Repeating it is harmless. Blocks.
+def apply_topics(
+    settings: KafkaSettings, shape: ClusterShape, topics: Iterable[Topic] = TOPICS, *, create_only: bool = False
+) -> list[Difference]:
+    """Creates what is missing, sets what is unsafe, and returns what it did. Repeating it is harmless. Blocks.
+
+    Args:
+        settings: the cluster.
+        shape: what the topics must look like.
+        topics: which.
+        create_only: touch no topic that is there: somebody else's cluster is changed only by who asked for it.
 
     Raises:
-        TopicsWrong: something differs that cannot be set; nothing was changed.
+        TopicsWrong: something is unsafe that cannot, or with `create_only` may not, be set; nothing was changed.
         KafkaUnavailable: the cluster did not answer.
     """
     wanted = list(topics)
@@ -139,6 +160,8 @@ def apply_topics(settings: KafkaSettings, shape: ClusterShape, topics: Iterable[
     differences = _differences(admin, settings, shape, wanted)
     if not all(difference.mendable for difference in differences):
         raise TopicsWrong(differences)
+    if create_only and (unsafe := [difference for difference in differences if difference.what != "topic"]):
+        raise TopicsWrong(unsafe)
     by_name = {settings.topic(topic): topic for topic in wanted}
     missing = [difference.topic for difference in differences if difference.what == "topic"]
     if missing:
@@ -191,16 +214,22 @@ def _differences(
             continue
         partitions = present[name].partitions
         expected = topic.partition_count(shape.shards, shape.task_partitions)
-        if len(partitions) != expected:
-            differences.append(Difference(name, "partitions", str(expected), str(len(partitions)), mendable=False))
-        replicas = min((len(partition.replicas) for partition in partitions.values()), default=0)
+        # A partition more than there are shards is one that nobody reads. Where all is written to the first, more are
+        # merely empty.
+        fixed = isinstance(topic.partitions, int)
+        if len(partitions) != expected and not (fixed and len(partitions) > expected):
+            found = str(len(partitions))
+            differences.append(Difference(name, "partitions", str(expected), found, mendable=False, at_least=fixed))
+        replicas = min(len(partition.replicas) for partition in partitions.values())
         if not shape.single_broker and replicas < REPLICATION_MIN:
-            text = f"at least {REPLICATION_MIN}"
-            differences.append(Difference(name, "replication", text, str(replicas), mendable=False))
+            found = str(replicas)
+            wanted = str(REPLICATION_MIN)
+            differences.append(Difference(name, "replication", wanted, found, mendable=False, at_least=True))
         for key, value in shape.config(topic).items():
             found = configs[name].get(key, "")
-            if found != value:
-                differences.append(Difference(name, key, value, found, mendable=True))
+            if not will_do(key, value, found):
+                at_least = key in AT_LEAST
+                differences.append(Difference(name, key, value, found, mendable=True, at_least=at_least))
     return differences
 
 
