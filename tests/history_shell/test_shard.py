@@ -429,12 +429,23 @@ def test_a_log_of_another_cluster_is_not_served(world: World) -> None:
     assert aftermath(other.lost) is Aftermath.AGAIN
 
 
-def test_an_engine_record_that_cannot_be_read_gives_the_shard_up(world: World) -> None:
+@pytest.mark.parametrize("count", [1, 10, 1000])
+def test_garbage_on_the_log_is_counted_and_told_once_a_batch_and_the_shard_serves(
+    world: World, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     owner = Owner(world).take()
-    world.append(SHARD_LOG.name, 0, b"", b"\0\0\0\0\1junk")
+    for _ in range(count):
+        world.append(SHARD_LOG.name, 0, b"a key", b"\0\0\0\0\1junk")
     world.run(SECOND_NS)
-    assert owner.lost is not None
-    assert aftermath(owner.lost) is Aftermath.AGAIN
+    assert owner.lost is None
+    assert owner.metrics.of["records_set_aside"] == count
+    told = [line for line in capsys.readouterr().out.splitlines() if "no Everfold wrote" in line]
+    assert 1 <= len(told) <= 1 + count // 50
+    assert f"records={count}" in told[0] or count == 1000
+    started(world, owner)
+    again = Owner(world).take()
+    assert again.lost is None
+    started(world, again, "after the refold")
 
 
 def test_a_closed_shard_sends_nothing_more(world: World) -> None:

@@ -24,6 +24,7 @@ from everfold.schemas.topics import (
     WORKFLOW_TASKS,
 )
 from simulation.cluster import NAMESPACE, Cluster
+from simulation.junk import read_or_empty
 from simulation.ledger import Ledger, outline
 from simulation.program import ACTIVITY_ENDS, ANSWERED, CHILD_ENDS, CLOSES, TOLD, value_of
 from simulation.relations import check_relations
@@ -70,7 +71,7 @@ class Refolded:
 
     def _note_origin(self, value: bytes, step: Step, position: Place) -> None:
         """Remembers whose turn on `commands` it was: of what moved the position, or had effect without moving it."""
-        origin = codec.decode_shard_record(value)["origin"]
+        origin = read_or_empty(value).get("origin")
         if origin is None or origin["source"] != "COMMANDS":
             return
         place = (origin["epoch"], origin["offset"])

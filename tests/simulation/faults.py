@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from everfold.history.machine.shard_fold import LogRecord
 from everfold.kernel.errors import ShardLost
 from everfold.kernel.time import HOUR_NS, MILLISECOND_NS, SECOND_NS
-from everfold.schemas import codec
 from everfold.schemas.topics import (
     ACTIVITY_TASKS,
     COMMANDS,
@@ -22,6 +21,7 @@ from everfold.schemas.topics import (
 from simulation.broker import ProducerFaults, Stored
 from simulation.clients import command
 from simulation.cluster import NAMESPACE_ID, Faults
+from simulation.junk import read_or_empty
 from simulation.process import Host, Process
 from simulation.program import payloads
 from simulation.store import SimStore
@@ -79,6 +79,7 @@ class Nemesis:
         ):
             self._weights[fault] = self._random.choice((0.0, 1.0, 1.0, 3.0))
         self._weights[self._lose_tail] = self._random.choice((0.0, 0.0, 0.0, 1.0))
+        self._weights[self._junk] = self._random.choice((0.0, 1.0))
         self._gap_s = self._random.choice((0.3, 0.8, 2.0))
 
     def begin(self) -> None:
@@ -332,6 +333,15 @@ class Nemesis:
         topic = self._random.choice((SHARD_LOG.name, COMMANDS.name, HISTORY.name))
         self._cluster.broker.change_leader((topic, self._random.randrange(self._cluster.shard_count)))
 
+    async def _junk(self) -> None:
+        """Somebody's producer is wrong about where it writes: junk, or a damaged copy of a real record."""
+        cluster, random = self._cluster, self._random
+        place = (SHARD_LOG.name, random.randrange(cluster.shard_count))
+        records = cluster.broker.logs[place].records
+        for _ in range(random.choice((1, 1, 10, 1000))):
+            value = (random.choice(records).value if records and random.random() < 0.3 else None) or b"hello, topic"
+            cluster.broker.append(place, b"foreign", value[: random.randrange(len(value))])
+
     async def _new_namespace_version(self) -> None:
         """Processes hear of it one after another, while starts go on."""
         cluster = self._cluster
@@ -367,12 +377,12 @@ def _from_a_late_start(records: list[Stored]) -> int:
     found = 0
     for left, stored in zip(range(min(_TAIL_MAX, len(records)), 0, -1), records[-_TAIL_MAX:], strict=True):
         assert stored.value is not None
-        record = codec.decode_shard_record(stored.value)
-        body = record["body"]
-        if record["kind"] == "OUTPUTS_SENT":
+        record = read_or_empty(stored.value)
+        kind, body = record.get("kind"), record.get("body", {})
+        if kind == "OUTPUTS_SENT":
             position = body["position"]
             sent = (position["epoch"], position["offset"], position["index"])
-        elif record["kind"] in _STARTS and body["task_id"] and sent is not None:
+        elif kind in _STARTS and body["task_id"] and sent is not None:
             _, epoch, offset, index = map(int, body["task_id"].split("-"))
             if (epoch, offset, index) <= sent:
                 found = left

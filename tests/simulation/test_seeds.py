@@ -43,6 +43,7 @@ def test_the_laws_hold_under_every_seed() -> None:
         "signals refused to workflows",
         "updates answered",
         "queries answered",
+        "set aside",
     ):
         assert counts[what], what
     ends = ("COMPLETED", "CONTINUED_AS_NEW", "FAILED", "TIMED_OUT")  # of runs that others follow

@@ -11,11 +11,11 @@ from everfold.history.machine.shard_fold import LogRecord, ShardFold
 from everfold.history.machine.step import Guards, Step
 from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
-from everfold.schemas import codec
 from everfold.schemas.topics import SHARD_LOG
 from simulation import runs
 from simulation.broker import Place, Stored
 from simulation.clock import WALL_START_NS
+from simulation.junk import read_or_empty
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -99,6 +99,7 @@ class Watch:
         for run, reason in step.quarantined:
             self.problem(f"{run} was quarantined at {place}: {reason}")
         self.counts["folded"] += 1
+        self.counts["set aside"] += bool(step.set_aside)
 
     def _lost_tail(self, place: Place, lost: list[Stored]) -> None:
         if place[0] != SHARD_LOG.name:
@@ -106,7 +107,7 @@ class Watch:
         self.cut_shards.add(place[1])
         for record in lost:
             assert record.value is not None
-            self.tainted.add(codec.decode_shard_record(record.value)["workflow_id"])
+            self.tainted.add(read_or_empty(record.value).get("workflow_id", ""))
         self.counts["records lost by Kafka"] += len(lost)
 
 

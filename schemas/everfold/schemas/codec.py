@@ -197,6 +197,23 @@ def _short(value: Any) -> Any:
     return value
 
 
+@cache
+def _body_fields() -> dict[str, frozenset[str]]:
+    """Kind of a shard record -> the fields of its body; by them the branches differ."""
+    fields = {field["name"]: field["type"] for field in registry.current("ShardRecord").raw["fields"]}
+    branches = {branch["name"]: frozenset(field["name"] for field in branch["fields"]) for branch in fields["body"]}
+    return {kind: branches[body_of(kind)] for kind in fields["kind"]["symbols"] if kind != "UNKNOWN"}
+
+
+def decode_shard_record(data: bytes) -> Record:
+    """A ShardRecord with a kind that this build knows, and the body that goes with it."""
+    record = _decode_shard_record(data)
+    kind = record["kind"]
+    if record["body"].keys() != _body_fields().get(kind):
+        raise Undecodable(f"a ShardRecord of kind {kind} has a {body_of(kind)}, this one has {sorted(record['body'])}")
+    return record
+
+
 def _decoder(name: str) -> Callable[[bytes], Record]:
     codec = _codec(name)
     head, read = codec.head, codec.read
@@ -213,7 +230,7 @@ def _decoder(name: str) -> Callable[[bytes], Record]:
 
 
 encode_shard_record: Final = _codec("ShardRecord").write
-decode_shard_record: Final = _decoder("ShardRecord")
+_decode_shard_record: Final = _decoder("ShardRecord")
 encode_history_batch: Final = _codec("HistoryBatch").write
 decode_history_batch: Final = _decoder("HistoryBatch")
 encode_workflow_task: Final = _codec("WorkflowTask").write

@@ -237,6 +237,7 @@ class Shard:
             return
         finally:
             self._folding = False
+        self._tell_set_aside(records, steps)
         self._metrics.observe("fold_batch_seconds", (self._ports.boottime_ns() - began_ns) / SECOND_NS)
         try:
             self._after_write(steps, serving)
@@ -267,6 +268,19 @@ class Shard:
         for run, reason in step.quarantined:
             self._metrics.count("runs_quarantined")
             log.error("run quarantined", shard=self.shard, run=tuple(run), offset=record.offset, reason=reason)
+
+    def _tell_set_aside(self, records: Sequence[LogRecord], steps: list[Step]) -> None:
+        found = [(record.offset, step) for record, step in zip(records, steps, strict=True) if step.set_aside]
+        if found:
+            self._metrics.count("records_set_aside", len(found), shard=self._label)
+            log.error(
+                "on the shard log is what no Everfold wrote; it is set aside",
+                shard=self.shard,
+                records=len(found),
+                first_offset=found[0][0],
+                last_offset=found[-1][0],
+                reason=found[0][1].set_aside,
+            )
 
     def _after_write(self, steps: list[Step], serving: bool) -> None:
         if not steps:

@@ -1,11 +1,11 @@
-"""The errors that cross a boundary, and the four fates of trouble.
+"""The errors that cross a boundary, and the fates of trouble.
 
     StatusError            a rejection: the caller gets a gRPC status, nothing else happens
     InvariantViolation     the machine met a state that cannot be: the run is quarantined
+    GarbageRecord          what is on the shard log was not written by an Everfold: it is set aside
     ShardLost              this process must give the shard up (another host may do better)
       LogGap               the next record is not the one after the last applied
       LogTruncated         the log no longer holds what the store says was applied
-      UndecodableRecord    an engine record that this build cannot read
       UnknownFeatureLevel  the log was raised to a level that this build does not know
 
 gRPC status codes are plain integers here (google/rpc/code.proto), so that the machine needs no gRPC library.
@@ -62,6 +62,10 @@ class InvariantViolation(Exception):
     """The machine met a state that its rules exclude. The run is quarantined, the shard goes on."""
 
 
+class GarbageRecord(Exception):
+    """A record of the shard log that no build writes at the log's feature level. It is set aside, the shard goes on."""
+
+
 class ShardLost(Exception):
     """The shard cannot be folded further by this process; it is given up, loudly, and rebuilt or taken by another."""
 
@@ -72,10 +76,6 @@ class LogGap(ShardLost):
 
 class LogTruncated(ShardLost):
     """The log ends before, or was rewritten at, the position that the store has applied."""
-
-
-class UndecodableRecord(ShardLost):
-    """An engine record on the shard log that this build cannot decode."""
 
 
 class UnknownFeatureLevel(ShardLost):

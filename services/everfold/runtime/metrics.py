@@ -42,6 +42,9 @@ def _histogram(name: str, help: str, *labels: str) -> Histogram:
 RECORDS_FOLDED: Final = _counter("records_folded", "Shard-log records folded as their owner.", "shard")
 RECORDS_REFOLDED: Final = _counter("records_refolded", "Shard-log records folded again while catching up.", "shard")
 RECORDS_REJECTED: Final = _counter("records_rejected", "Records of `commands` refused, by reason.", "reason")
+RECORDS_SET_ASIDE: Final = _counter(
+    "records_set_aside", "Records on the shard log that no Everfold wrote, met by a fold.", "shard"
+)
 RUNS_QUARANTINED: Final = _counter("runs_quarantined", "Runs put aside because the machine met an impossible state.")
 SHARDS_OWNED: Final = _gauge("shards_owned", "History shards that this process owns.")
 SHARDS_LOST: Final = _counter("shards_lost", "Shards given up because of trouble, by reason.", "reason")

@@ -4,6 +4,7 @@
     namespace          ffff n <namespace id>                               -> Namespace, as its Avro bytes
     outbox             ffff o <epoch 4> <offset 8> <index 4>               -> OutboxRow
     early message      ffff e <offset 8>                                   -> a message that came before Genesis
+    garbage            ffff g                                              -> number of records set aside, last one
     zone               ffff z <name>                                       -> Zone, as text
     timer              ffff t <due 8> <slot 2> <run>                       -> empty; of a deleted namespace: a cursor
     current run        <slot 2> c <namespace id> 00 <workflow id>          -> run id
@@ -30,6 +31,7 @@ OUTBOX: Final = _SHARD + b"o"
 TIMERS: Final = _SHARD + b"t"
 TIMERS_END: Final = _SHARD + b"u"
 ZONES: Final = _SHARD + b"z"
+GARBAGE: Final = _SHARD + b"g"
 EARLY: Final = _SHARD + b"e"
 EARLY_END: Final = _SHARD + b"f"
 

@@ -24,7 +24,7 @@ def set_aside(ctx: StepContext, run: Run | None, body: dict[str, Any], defect: E
     """
     key = RunKey(body["namespace_id"], body["workflow_id"], body["run_id"] if run is None else run.run_id)
     reason = f"{type(defect).__name__} in {body['kind']}"
-    ctx.step.quarantined.append((key, f"{reason}{_more(defect)}"))
+    ctx.step.quarantined.append((key, f"{reason}{more_of(defect)}"))
     ctx.step.reply = Reply(error=StatusError(Code.INTERNAL, f"workflow {key.workflow_id} is quarantined: {reason}"))
     if run is None:
         return
@@ -35,7 +35,8 @@ def set_aside(ctx: StepContext, run: Run | None, body: dict[str, Any], defect: E
     ctx.put_run(run)
 
 
-def _more(defect: Exception) -> str:
+def more_of(defect: Exception) -> str:
+    """What a log may say of a defect besides its type."""
     if isinstance(defect, InvariantViolation):
         return f": {defect}"
     frame = traceback.extract_tb(defect.__traceback__)[-1]

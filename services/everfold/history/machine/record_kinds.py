@@ -22,6 +22,7 @@ from everfold.history.machine.decide import (
 )
 from everfold.history.machine.state import Run
 from everfold.history.machine.step import Reply
+from everfold.kernel.errors import GarbageRecord
 
 Record = dict[str, Any]
 ByRun = Callable[[StepContext, Run | None, Record], Reply]
@@ -29,6 +30,8 @@ ByNamespace = Callable[[StepContext, NamespaceInfo, bytes], Reply]
 
 
 def _fire_timer(ctx: StepContext, run: Run | None, body: Record) -> Reply:
+    if body["due_at_ns"] < 0:
+        raise GarbageRecord(f"a timer due at {body['due_at_ns']}")
     if run is None:
         return Reply()
     part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)

@@ -4,9 +4,10 @@ One `fold` call takes one record and either commits a whole step or leaves nothi
 happens then (law 9):
 
     a decider says no            the reply is the error; nothing else changes
+    a record is garbage          it is set aside: the position moves, a count too, nothing else (`garbage`)
     the pure step raises         the run is quarantined, what arrives for it is parked, the shard goes on
     a store or memory error      raised to the shell, which gives the shard up
-    a gap, an unknown record     `ShardLost`: given up too, another host may do better
+    a gap, an unknown level      `ShardLost`: given up too, another host may do better
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgpack
+from google.protobuf.message import DecodeError
 
-from everfold.history.machine import keys, quarantine
+from everfold.history.machine import garbage, keys, quarantine
 from everfold.history.machine.cache import RunCache
 from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide import cross_run, namespace, purge, workflow_task
@@ -34,11 +36,11 @@ from everfold.history.machine.step import DueTimer, Guards, OutboxRow, Reply, Ru
 from everfold.history.machine.turn import workflow_offer
 from everfold.kernel.errors import (
     Code,
+    GarbageRecord,
     LogGap,
     LogTruncated,
     ShardLost,
     StatusError,
-    UndecodableRecord,
     UnknownFeatureLevel,
 )
 from everfold.kernel.features import FEATURE_LEVEL
@@ -61,6 +63,7 @@ class LogRecord(NamedTuple):
 
 
 Record = dict[str, Any]
+Engine = Callable[["ShardFold", StepContext, Record], None]
 
 
 class ShardFold:
@@ -102,21 +105,21 @@ class ShardFold:
         """Folds the next record of the log.
 
         Raises:
-            ShardLost: the record does not follow, cannot be read, or needs a newer build.
+            ShardLost: the record does not follow, or needs a newer build.
         """
-        meta = self.meta
         self._check_position(record)
-        try:
-            body = codec.decode_shard_record(record.value)
-        except codec.Undecodable as error:
-            raise UndecodableRecord(
-                f"shard {meta.shard}, offset {record.offset}: {error}; was it written by a newer version?"
-            ) from error
-        now_ns = self._shard_time(body, record)
-        ctx = StepContext(
-            meta, self.rows, self.cache, self.guards, self._namespaces, record.epoch, record.offset, now_ns
-        )
         self._touched = True
+        try:
+            body = garbage.read_record(record.value, self.meta.feature_level)
+        except GarbageRecord as found:
+            # Its stamp counts for nothing: it says no proposer's clock, by which the broker's could be checked.
+            ctx = self._context(record, self.meta.clock_ns)
+            garbage.set_aside(ctx, found)
+            ctx.commit()
+            self._advance(record, self.meta.clock_ns)
+            return ctx.step
+        now_ns = self._shard_time(body, record)
+        ctx = self._context(record, now_ns)
         if not self._is_repeat(ctx, body):
             self._do(ctx, body, record)
         self._advance(record, now_ns)
@@ -127,6 +130,11 @@ class ShardFold:
             sent = body["body"]
             step.outputs_sent = (sent["offset"], sent["epoch"], sent["state_hash"])
         return step
+
+    def _context(self, record: LogRecord, now_ns: int) -> StepContext:
+        return StepContext(
+            self.meta, self.rows, self.cache, self.guards, self._namespaces, record.epoch, record.offset, now_ns
+        )
 
     def _check_position(self, record: LogRecord) -> None:
         meta = self.meta
@@ -189,7 +197,7 @@ class ShardFold:
             return
         engine = _ENGINE.get(kind)
         if engine is not None:
-            engine(self, ctx, body)
+            self._engine(ctx, engine, body)
             ctx.commit()
             return
         run = self._run_of(ctx, body) if body["workflow_id"] else None
@@ -200,6 +208,15 @@ class ShardFold:
         else:
             self._settle(ctx, body)
         ctx.commit()
+
+    def _engine(self, ctx: StepContext, engine: Engine, body: Record) -> None:
+        try:
+            engine(self, ctx, body)
+        except (MemoryError, ShardLost):
+            raise
+        except Exception as defect:  # no owner writes what it cannot take itself, and no run is there to be set aside
+            ctx.go_back()
+            garbage.set_aside(ctx, defect)
 
     def _settle(self, ctx: StepContext, body: Record) -> None:
         """Decides a record about a run. A refusal or a defect undoes what it did, and nothing before that."""
@@ -214,6 +231,14 @@ class ShardFold:
             reject_command(ctx, body, refusal)
             if refusal.code == Code.NOT_FOUND and kind in LEFTOVERS:
                 void_leftover(ctx, self._run_of(ctx, body), kind, body)
+        except (
+            GarbageRecord,
+            DecodeError,
+            codec.Undecodable,
+        ) as found:
+            # What is in it is no request: the run is not at fault.
+            ctx.go_back()
+            reject_command(ctx, body, garbage.set_aside(ctx, found))
         except (MemoryError, ShardLost):
             raise
         except Exception as defect:  # the pure step is the same on every host: so is its failure (law 9)
@@ -252,7 +277,7 @@ class ShardFold:
         """The namespace of a message. A child's start brings its namespace along, as this shard may not know it yet."""
         payload = body["body"]
         if payload["message_kind"] == "StartChild":
-            told = msgpack.unpackb(payload["message"])["namespace"]
+            told = cross_run.message_of("StartChild", payload["message"])["namespace"]
             version = codec.decode(told)[1]["version"]
             if version > self.meta.namespaces.get(body["namespace_id"], -1):
                 ctx.rows.put(keys.namespace(body["namespace_id"]), told)
@@ -300,6 +325,8 @@ class ShardFold:
             ctx.step.ignored = True
             return
         self._check_feature_level(genesis["feature_level"])
+        if genesis["shard"] != meta.shard or genesis["shard_count"] < 1 or not genesis["cluster_id"]:
+            raise GarbageRecord(f"a Genesis of shard {genesis['shard']} of {genesis['shard_count']}")
         meta.cluster_id = genesis["cluster_id"]
         meta.shard_count = genesis["shard_count"]
         meta.feature_level = genesis["feature_level"]
@@ -335,8 +362,9 @@ class ShardFold:
         """Only its stamp matters: it carries the shard clock over the time in which nobody ran."""
 
     def _settings_changed(self, ctx: StepContext, body: Record) -> None:
-        self.meta.settings = {key: value for key, value in body["body"]["settings"].items() if key in DEFAULTS}
-        self.meta.limits = Limits(self.meta.settings)
+        settings = {key: value for key, value in body["body"]["settings"].items() if key in DEFAULTS}
+        self.meta.limits = Limits(settings)
+        self.meta.settings = settings
 
     def _namespace_changed(self, ctx: StepContext, body: Record) -> None:
         data = body["body"]["namespace"]
@@ -530,8 +558,6 @@ def _is_lost(before: Record, acknowledged: Record | None) -> bool:
 def _place(origin: Record) -> tuple[int, int, int]:
     return origin["epoch"], origin["offset"], origin["index"]
 
-
-Engine = Callable[[ShardFold, StepContext, Record], None]
 
 _ENGINE: Final[dict[str, Engine]] = {
     "GENESIS": ShardFold._genesis,

@@ -137,6 +137,8 @@ class Step:
     outputs_sent: tuple[int, int, bytes] | None = None
     #: True when the record was a repeat or stale, and changed nothing
     ignored: bool = False
+    #: why the record is garbage and changed nothing but a count; "" when it is none
+    set_aside: str = ""
     #: the source whose messages before this one are gone with a tail of the log that Kafka lost; "" for none
     messages_lost: str = ""
     #: gRPC code with which a record of `commands` was refused

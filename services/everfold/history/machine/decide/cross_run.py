@@ -27,7 +27,7 @@ from everfold.history.machine.relations import send
 from everfold.history.machine.state import Child, Run, Status
 from everfold.history.machine.step import Reply
 from everfold.history.machine.turn import Turn
-from everfold.kernel.errors import StatusError
+from everfold.kernel.errors import GarbageRecord, StatusError
 
 Message = dict[str, Any]
 
@@ -62,7 +62,7 @@ def decide_cross_run(
     """Folds a message from another workflow's shard. `namespace` is None when it has ended, or when this shard has not
     heard of it: then nothing was ever started here.
     """
-    message = msgpack.unpackb(data)
+    message = message_of(kind, data)
     if namespace is not None:
         _DECIDERS[kind](ctx, namespace, workflow_id, run_id, message)
     elif kind in _ANSWERED:
@@ -70,6 +70,21 @@ def decide_cross_run(
     else:
         ctx.step.ignored = True
     return Reply()
+
+
+def message_of(kind: str, data: bytes) -> Message:
+    """What another shard's run says. Raises GarbageRecord when no shard has written that."""
+    if kind not in _DECIDERS:
+        raise GarbageRecord(f"a message of another run, of the unknown kind {kind!r}")
+    try:
+        message = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise GarbageRecord(f"not a message of another run: {error}") from error
+    if not isinstance(message, dict):
+        raise GarbageRecord(f"not a message of another run, but a {type(message).__name__}")
+    if kind == "StartChild" and "namespace" not in message:
+        raise GarbageRecord("a child's start without a namespace")
+    return message
 
 
 # ---- children, seen by the child ------------------------------------------------------------------------------------
