@@ -16,7 +16,7 @@ from temporalio.api.history.v1 import message_pb2 as history
 
 from everfold.kernel.ids import record_key
 from everfold.schemas.codec import encode_history_batch, encode_visibility
-from everfold.schemas.topics import EVENTS, HISTORY, VISIBILITY, full_name
+from everfold.schemas.topics import DEAD_LETTERS, EVENTS, HISTORY, VISIBILITY, full_name
 from visibility.records import NAMESPACE_ID, attributes, record
 
 Place = tuple[int, int, int]
@@ -186,7 +186,7 @@ class Source:
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
         topics = [
             NewTopic(full_name(self.prefix, topic), num_partitions=len(self.shards), replication_factor=1)
-            for topic in (HISTORY, VISIBILITY, EVENTS)
+            for topic in (HISTORY, VISIBILITY, EVENTS, DEAD_LETTERS)
         ]
         for created in admin.create_topics(topics).values():
             created.result(30)

@@ -9,7 +9,6 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +17,8 @@ import pytest
 from everfold.schemas.codec import decode
 from everfold.schemas.topics import EVENTS, HISTORY, VISIBILITY
 from everfold.topology import application
-from everfold.topology.application import TopologyApp, TopologyOptions
+from everfold.topology.application import TopicsMissing, TopologyApp, TopologyOptions
 from everfold.topology.index import VisibilityIndex
-from everfold.topology.projection import ProjectionBroken
 from everfold.topology.state import ProcessorState
 from everfold.visibility.store import open_visibility
 from topology.source import EVENTS_PER_WORKFLOW, Source
@@ -55,24 +53,6 @@ class Traffic:
     def __exit__(self, *_error: object) -> None:
         self._stop.set()
         self._thread.join()
-
-
-@pytest.fixture
-def source(kafka_bootstrap: str, topic_prefix: str) -> Source:
-    made = Source(kafka_bootstrap, topic_prefix)
-    made.create_topics()
-    return made
-
-
-@pytest.fixture
-def workers(source: Source, tmp_path: Path) -> Iterator[list[WorkerProcess]]:
-    index = tmp_path / "index" / "visibility.db"
-    made = [WorkerProcess(source.bootstrap, source.prefix, tmp_path / name, index) for name in ("one", "two")]
-    yield made
-    for worker in made:
-        if worker.process is not None and worker.process.poll() is None:
-            worker.process.kill()
-            worker.process.wait()
 
 
 def straight_fold(source: Source) -> dict[str, tuple[int, int, int]]:
@@ -196,7 +176,7 @@ def test_without_its_topics_a_worker_says_what_to_do(
     options = TopologyOptions(kafka_bootstrap, tmp_path, "unused", topic_prefix)
     app = TopologyApp(options)
     app.attach(VisibilityIndex, lambda: pytest.fail("nothing is opened"))
-    with pytest.raises(ProjectionBroken, match=r"there is no topic .*visibility on .* `everfold topics apply`"):
+    with pytest.raises(TopicsMissing, match=r"there is no topic .*visibility on .* `everfold topics apply`"):
         asyncio.run(app.on_first_start())
 
 

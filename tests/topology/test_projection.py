@@ -9,14 +9,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
+from everfold.schemas import registry
 from everfold.schemas.codec import Undecodable, UnknownSchema
 from everfold.schemas.topics import HISTORY, Topic
 from everfold.topology import projection as module
+from everfold.topology.dead_letters import DeadLetterBox
 from everfold.topology.projection import (
     Batch,
     PositionMoved,
     Projection,
-    ProjectionBroken,
     Taken,
     Watermarks,
 )
@@ -27,6 +28,8 @@ class Rec(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = (("h", b"1"),)
+    timestamp: int = 7
 
 
 class Store:
@@ -38,6 +41,18 @@ class Store:
         self.dead: list[DeadLetter] = []
 
 
+class Box(DeadLetterBox):
+    """Dead letters in a list."""
+
+    def __init__(self) -> None:
+        super().__init__("", {}, "")
+        self.letters: list[DeadLetter] = []
+
+    async def send(self, processor: str, topic: str, partition: int, letters: Sequence[DeadLetter]) -> None:
+        assert (processor, topic, partition) == ("listing", "history", 0)
+        self.letters += letters
+
+
 class Listing(Projection):
     """Applies numbers to a list."""
 
@@ -47,13 +62,16 @@ class Listing(Projection):
     def __init__(self, store: Store) -> None:
         super().__init__()
         self.store = store
-        self.crash_before_commit = False
+        self.trouble: OSError | None = None
+        self.poison: set[int] = set()
 
     def decode(self, value: bytes) -> Mapping[str, Any]:
         if value == b"junk":
             raise Undecodable("junk")
         if value == b"newer":
-            raise UnknownSchema(999)
+            raise UnknownSchema(registry.ID_LAST)
+        if value == b"other":
+            raise UnknownSchema(7)
         decoded: dict[str, Any] = json.loads(value)
         return decoded
 
@@ -70,8 +88,11 @@ class Listing(Projection):
     ) -> None:
         if self.store.position != expected:
             raise PositionMoved
-        if self.crash_before_commit:
-            raise RuntimeError("killed")
+        if self.trouble:
+            raise self.trouble
+        for record in taken:
+            if record.origin[1] in self.poison:
+                raise KeyError(record.origin[1])
         self.store.applied += [record.origin[1] for record in taken]
         self.store.dead += dead_letters
         self.store.position = reached
@@ -150,25 +171,29 @@ def test_after_a_crash_in_a_gap_reading_starts_before_it() -> None:
     assert store.applied == [0, 1, 2]
 
 
-def test_a_gap_that_stays_open_stops_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gap_that_stays_open_is_told_again_and_again_and_closes_when_the_rest_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def run() -> None:
         listing = await opened(store)
         await listing.process(batch(0, output(0), output(2)))
         await listing.process(batch(2, output(3)))
+        assert store.position == Position(1, (0, 0, 0))
+        await listing.process(batch(3, output(1), output(2), output(3)))
 
     monkeypatch.setattr(module, "GAP_WAIT_S", -1.0)
     store = Store()
-    with pytest.raises(ProjectionBroken, match="missing and did not come again"):
-        asyncio.run(run())
-    assert store.position == Position(1, (0, 0, 0)) or store.position is None
+    asyncio.run(run())
+    assert "records after offset 1 are missing" in capsys.readouterr().out
+    assert store.applied == [0, 1, 2, 3]
 
 
 def test_an_error_before_the_commit_leaves_everything_to_be_applied_again() -> None:
     async def run() -> None:
         listing = await opened(store)
         await listing.process(batch(0, output(0)))
-        listing.crash_before_commit = True
-        with pytest.raises(RuntimeError):
+        listing.trouble = OSError("killed")
+        with pytest.raises(OSError, match="killed"):
             await listing.process(batch(1, output(1)))
         again = await opened(store)
         await again.process(batch(1, output(1), output(2)))
@@ -178,29 +203,85 @@ def test_an_error_before_the_commit_leaves_everything_to_be_applied_again() -> N
     assert store.applied == [0, 1, 2]
 
 
-def test_missing_offsets_stop_the_processor() -> None:
+def test_offsets_without_records_are_nothing_while_the_chain_holds() -> None:
+    """A foreign transaction leaves markers, which nobody is given."""
+
     async def run() -> None:
         listing = await opened(store)
         await listing.process(batch(0, output(0)))
-        await listing.process(batch(2, output(2)))
+        await listing.process(batch(2, output(1)))
+        await listing.process(batch(4, output(3)))  # what was lost at 3 is missed by the chain
 
     store = Store()
-    with pytest.raises(ProjectionBroken, match="expected offset 1, found 2"):
-        asyncio.run(run())
+    asyncio.run(run())
+    assert store.applied == [0, 1]
+    assert store.position == Position(3, (0, 1, 0))
 
 
-def test_junk_becomes_a_dead_letter_and_a_newer_record_stops_the_processor() -> None:
+def test_junk_becomes_a_dead_letter_in_the_store_and_in_the_box() -> None:
     async def run() -> None:
         listing = await opened(store)
-        await listing.process(batch(0, output(0), b"junk", output(1), b'{"origin": null, "predecessor": null}'))
-        await listing.process(batch(4, b"newer"))
+        listing.dead_letter_box = box
+        await listing.process(
+            batch(0, output(0), b"junk", b"other", output(1), b'{"origin": null, "predecessor": null}')
+        )
+
+    store, box = Store(), Box()
+    asyncio.run(run())
+    assert store.applied == [0, 1]
+    expected = [(1, "junk"), (2, "unknown schema id 7"), (4, "it has no origin")]
+    assert [(letter.offset, letter.reason) for letter in store.dead] == expected
+    assert box.letters[0] == DeadLetter(1, "junk", b"junk", None, (("h", b"1"),), 7)
+    assert box.letters == store.dead
+    assert store.position == Position(5, (0, 1, 0))
+
+
+def test_a_newer_record_holds_up_its_partition_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    async def run() -> None:
+        listing = Listing(store)
+        await listing.open({0: Watermarks(0, 100), 1: Watermarks(0, 100)})
+        await listing.process(batch(0, output(0), b"newer", output(1)))
+        await listing.process(batch(3, output(2)))
+        assert store.position == Position(1, (0, 0, 0))
+        assert listing.lag({0: 4}) == {0: 3, 1: 100}
+        store.position = None
+        await listing.process(batch(0, output(7, None))._replace(partition=1))
 
     store = Store()
-    with pytest.raises(ProjectionBroken, match="offset 4: unknown schema id 999: a newer version"):
+    asyncio.run(run())
+    assert store.applied == [0, 7]
+    assert store.dead == []
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "held up" in line]
+    assert "a newer Everfold wrote offset 1" in told
+    assert "upgrade this worker" in told
+
+
+def test_a_record_that_cannot_be_taken_is_put_aside_alone() -> None:
+    async def run() -> None:
+        listing = await opened(store)
+        listing.poison = {2, 3}
+        await listing.process(batch(0, output(0), output(1), output(2), b"junk", output(3), output(4)))
+        await listing.process(batch(6, output(5)))
+
+    store = Store()
+    asyncio.run(run())
+    assert store.applied == [0, 1, 4, 5]
+    assert sorted((letter.offset, letter.reason) for letter in store.dead) == [
+        (2, "it cannot be taken: KeyError: 2"), (3, "junk"), (4, "it cannot be taken: KeyError: 3"),
+    ]  # fmt: skip
+    assert store.position == Position(7, (0, 5, 0))
+
+
+def test_trouble_of_the_surroundings_is_no_records_fault() -> None:
+    async def run() -> None:
+        listing = await opened(store)
+        listing.trouble = OSError("disk full")
+        await listing.process(batch(0, output(0)))
+
+    store = Store()
+    with pytest.raises(OSError, match="disk full"):
         asyncio.run(run())
-    assert store.applied == [0, 1]
-    assert [(letter.offset, letter.reason) for letter in store.dead] == [(1, "junk"), (3, "it has no origin")]
-    assert store.position == Position(4, (0, 1, 0))
+    assert (store.applied, store.dead, store.position) == ([], [], None)
 
 
 def test_a_dead_letter_inside_a_gap_is_kept_when_the_gap_closes() -> None:
@@ -215,16 +296,18 @@ def test_a_dead_letter_inside_a_gap_is_kept_when_the_gap_closes() -> None:
     assert [letter.offset for letter in store.dead] == [2]
 
 
-def test_a_trimmed_topic_is_begun_where_it_begins_but_never_skipped_into() -> None:
+def test_a_trimmed_topic_is_begun_where_it_begins_but_never_skipped_into(capsys: pytest.CaptureFixture[str]) -> None:
     async def run() -> None:
         listing = await opened(store, first=40)
         await listing.process(batch(40, output(7), output(8)))
-        with pytest.raises(ProjectionBroken, match="58 records were trimmed"):
-            await Listing(store).open({0: Watermarks(100, 200)})
+        again = Listing(store)
+        assert await again.open({0: Watermarks(100, 200)}) == {0: 200}
+        await again.process(batch(200, output(9)))
 
     store = Store()
     asyncio.run(run())
     assert store.applied == [7, 8]
+    assert "58 records were trimmed" in capsys.readouterr().out
 
 
 def test_a_source_that_lost_its_tail_is_read_on_from_its_end() -> None:

@@ -69,6 +69,33 @@ def test_a_child_that_dies_is_started_again_and_ends_with_the_service(tmp_path: 
     assert {int(line.split()[1]) for line in lives.read_text().splitlines()} == {os.getpid()}
 
 
+def test_a_start_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EMFILE, ENOMEM, EAGAIN: the machine has nothing to start a process with, and a minute later it has."""
+    lives = tmp_path / "lives"
+    spawn, refused = asyncio.create_subprocess_exec, []
+
+    async def refuse(*arguments: str, **options: object) -> asyncio.subprocess.Process:
+        if len(refused) < 3:
+            refused.append(OSError(24, "Too many open files"))
+            raise refused[-1]
+        return await spawn(*arguments, **options)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        monkeypatch.setattr(server, "RESTART_AFTER_S", (0.01,))
+        service = worker(lives)
+        await service.start()
+        await until(lambda: lives.exists() and len(lives.read_text().splitlines()) == 1)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+        assert service.pid is not None
+        os.kill(service.pid, signal.SIGKILL)
+        await until(lambda: len(lives.read_text().splitlines()) == 2)
+        assert len(refused) == 3
+        assert service.restarts == 1
+        await service.stop()
+
+    asyncio.run(run())
+
+
 def test_a_child_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "STOP_WITHIN_S", 0.2)
 

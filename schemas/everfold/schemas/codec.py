@@ -69,6 +69,11 @@ class UnknownSchema(Undecodable):
         super().__init__(f"unknown schema id {schema_id}")
         self.schema_id = schema_id
 
+    @property
+    def is_newer(self) -> bool:
+        """Whether a later Everfold may have given the id out: it is of our range, and beyond what this build knows."""
+        return max(registry.ids()) < self.schema_id <= registry.ID_LAST
+
 
 @dataclass(frozen=True)
 class _Codec:

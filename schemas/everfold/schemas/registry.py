@@ -27,6 +27,9 @@ from fastavro.schema import to_parsing_canonical_form
 ID_FIRST: Final = 0x45560001
 """`00 45 56 …` in a hex dump of a record ("EV"), far above what registries hand out."""
 
+ID_LAST: Final = 0x4556FFFF
+"""No release goes beyond it: the rest of the 32 bits is everybody's."""
+
 ENGINE_RECORDS: Final = (
     "ShardRecord",
     "HistoryBatch",
@@ -36,6 +39,7 @@ ENGINE_RECORDS: Final = (
     "Namespace",
     "Member",
     "RejectedCommand",
+    "DeadLetter",
 )
 PUBLIC_RECORDS: Final = ("Command", "HistoryEvent")
 RECORDS: Final = ENGINE_RECORDS + PUBLIC_RECORDS

@@ -99,6 +99,7 @@ EVENTS: Final = Topic("events", SHARDS, "HistoryEvent", (WORKER,), (CONSUMERS,),
 WORKFLOW_TASKS: Final = Topic("workflow-tasks", TASKS, "WorkflowTask", (HISTORY_OWNERS,), (MATCHING,), _TASKS)
 ACTIVITY_TASKS: Final = Topic("activity-tasks", TASKS, "ActivityTask", (HISTORY_OWNERS,), (MATCHING,), _TASKS)
 VISIBILITY: Final = Topic("visibility", SHARDS, "VisibilityRecord", (HISTORY_OWNERS,), (WORKER,), _BY_TIME)
+DEAD_LETTERS: Final = Topic("dead-letters", 1, "DeadLetter", (WORKER,), (OPERATORS,), _BY_TIME)
 NAMESPACES: Final = Topic("namespaces", 1, "Namespace", (HISTORY_OWNERS,), _SERVICES, _COMPACTED, note="by shard 0")
 CLUSTER: Final = Topic("cluster", 1, "Member", _SERVICES, _SERVICES, _COMPACTED, note="who is there, and where")
 
@@ -111,6 +112,7 @@ TOPICS: Final = (
     WORKFLOW_TASKS,
     ACTIVITY_TASKS,
     VISIBILITY,
+    DEAD_LETTERS,
     NAMESPACES,
     CLUSTER,
 )

@@ -1,8 +1,9 @@
 """Keeps the stream processors running, in a child process: another core, another heap, restarted when they die.
 
-A processor that cannot go on ends its process, because skipping a record would be worse. It is started again, less and
-less often while it keeps dying: from its stored position it either gets further or says once more what is in its way,
-and the engine itself is not in need of it. Which command that is, the caller says: no service knows the topology.
+A processor whose surroundings fail it ends its process, because skipping a record would be worse. It is started again,
+less and less often while it keeps dying, or while there is nothing to start it with (no memory, no file descriptors):
+from its stored position it either gets further or says once more what is in its way, and the engine itself is not in
+need of it. Which command that is, the caller says: no service knows the topology.
 """
 
 from __future__ import annotations
@@ -97,14 +98,20 @@ class WorkerServer:
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
-            assert self._process is not None
-            began = loop.time()
-            status = await self._process.wait()
-            failures = 1 if loop.time() - began > HEALTHY_AFTER_S else failures + 1
-            log.error("the processors died and are started again", exit=_named(status), in_a_row=failures)
+            if self._process is not None:
+                began = loop.time()
+                status = await self._process.wait()
+                failures = 1 if loop.time() - began > HEALTHY_AFTER_S else failures + 1
+                log.error("the processors died and are started again", exit=_named(status), in_a_row=failures)
             await asyncio.sleep(RESTART_AFTER_S[min(failures, len(RESTART_AFTER_S)) - 1])
-            self.restarts += 1
-            await self._spawn()
+            self._process = None
+            try:
+                await self._spawn()
+            except Exception as error:  # of this machine, and it may pass: without a supervisor it would be for ever
+                failures += 1
+                log.error("the processors cannot be started; trying again", error=str(error), in_a_row=failures)
+            else:
+                self.restarts += 1
 
 
 def _named(status: int) -> str:

@@ -23,7 +23,8 @@ from faust.worker import Worker as FaustWorker
 from everfold.runtime import metrics
 from everfold.runtime.kafka import known_offset
 from everfold.schemas.topics import full_name
-from everfold.topology.projection import Projection, ProjectionBroken, Watermarks
+from everfold.topology.dead_letters import DeadLetterBox
+from everfold.topology.projection import Projection, Watermarks
 from everfold.topology.publisher import PublishFailed, missing_topics
 from everfold.topology.sight import Lag, Sight
 from everfold.topology.transport import BatchSchema, NoTables
@@ -55,6 +56,10 @@ BUFFERED_BATCHES: Final = 8
 """Batches waiting for an agent, all partitions together: beyond it the consumer stops fetching."""
 
 log = structlog.get_logger("topology")
+
+
+class TopicsMissing(Exception):
+    """There is nothing to read. The text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ class TopologyApp(faust.App):
         self.linger_s = options.linger_s
         self._projections: dict[str, Projection] = {}
         self._factories: list[Callable[[], Projection]] = []
+        self._dead_letter_box = DeadLetterBox(options.bootstrap, options.properties, options.prefix)
         self._sight = Sight(options.metrics_ip, options.metrics_port, self.lag)
         super().__init__(
             options.prefix + options.group,
@@ -197,6 +203,7 @@ class TopologyApp(faust.App):
         await self._await_topics()
         for make in self._factories:
             projection = make()
+            projection.dead_letter_box = self._dead_letter_box
             await projection.start()
             self._projections[full_name(self.options.prefix, projection.source)] = projection
         await self._sight.start()
@@ -206,13 +213,13 @@ class TopologyApp(faust.App):
         # A consumer that joins before its topics exist gets nothing to read until it asks again, minutes later.
         loop = asyncio.get_running_loop()
         options = self.options
-        wanted = sorted(self.batched)
+        wanted = [*sorted(self.batched), self._dead_letter_box.topic]
         deadline = loop.time() + TOPICS_WITHIN_S
         while missing := await loop.run_in_executor(
             None, missing_topics, options.bootstrap, options.properties, wanted
         ):
             if loop.time() > deadline:
-                raise ProjectionBroken(
+                raise TopicsMissing(
                     f"there is no topic {', '.join(missing)} on {options.bootstrap}; make the topics with `everfold "
                     "topics apply`, or correct kafka.prefix"
                 )
@@ -225,10 +232,11 @@ class TopologyApp(faust.App):
         for projection in self._projections.values():
             await projection.stop()
         self._projections.clear()
+        self._dead_letter_box.close()
 
     async def crash(self, reason: BaseException) -> None:
         """Says why, once and in words, and stops the worker."""
-        known = isinstance(reason, ProjectionBroken | PublishFailed)
+        known = isinstance(reason, TopicsMissing | PublishFailed)
         log.error("the topology stops", reason=str(reason), exc_info=None if known else reason)
         # What the libraries say while they are torn down is not what the reader is looking for.
         logging.disable(logging.CRITICAL)

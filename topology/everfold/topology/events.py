@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final
 from everfold.kernel.ids import record_key
 from everfold.schemas.codec import decode_history_batch
 from everfold.schemas.events import encode_batch
-from everfold.schemas.topics import EVENTS, HISTORY, Topic, full_name
+from everfold.schemas.topics import EVENTS, HISTORY, RECORD_BYTES_MAX, Topic, full_name
 from everfold.topology.projection import Projection, Taken, Watermarks
 from everfold.topology.publisher import Headers, Output, Publisher, Tail, read_tails
 from everfold.topology.state import DeadLetter, Position, ProcessorState
@@ -32,6 +32,9 @@ SOURCE: Final = "everfold-source"
 
 EventPlace = tuple[int, int, int, int]
 """(epoch, offset, index, event id): where an event is in its partition's chain."""
+
+EVENT_BYTES_MAX: Final = RECORD_BYTES_MAX - 64 * 1024
+"""What the topic takes, less the room for key, headers and framing."""
 
 _LAST_ROW: Final = b"last"
 
@@ -45,6 +48,16 @@ def parse_place(header: bytes) -> EventPlace:
     """The place in a header."""
     epoch, offset, index, event_id = header.split(b":")
     return int(epoch), int(offset), int(index), int(event_id)
+
+
+def _is_ours(headers: Mapping[str, bytes]) -> bool:
+    """Whether a record on `events` is one that this processor wrote."""
+    try:
+        parse_place(headers[ORIGIN])
+        int(headers[SOURCE].split(b":")[1])
+    except (KeyError, ValueError, IndexError):
+        return False
+    return True
 
 
 class TypedEvents(Projection):
@@ -74,7 +87,7 @@ class TypedEvents(Projection):
         """Takes partitions, and looks up how far their outputs reach."""
         loop = asyncio.get_running_loop()
         self._tails = await loop.run_in_executor(
-            None, read_tails, self._bootstrap, self._properties, self._topic, [*marks]
+            None, read_tails, self._bootstrap, self._properties, self._topic, [*marks], _is_ours
         )
         return await super().open(marks)
 
@@ -86,7 +99,7 @@ class TypedEvents(Projection):
         if row is not None:
             last = parse_place(row)
         tail = self._tails.get(partition)
-        if tail is not None and ORIGIN in tail.headers and SOURCE in tail.headers:
+        if tail is not None:
             sent = parse_place(tail.headers[ORIGIN])
             source_offset = int(tail.headers[SOURCE].split(b":")[1])
             if last is None or sent > last:
@@ -117,6 +130,9 @@ class TypedEvents(Projection):
                 place = (*origin, event_id)
                 if last is not None and place <= last:
                     continue
+                if len(value) > EVENT_BYTES_MAX:
+                    # Said before the first is sent: half a batch on `events` could not be taken back.
+                    raise ValueError(f"event {event_id} takes {len(value)} bytes as a record, over {EVENT_BYTES_MAX}")
                 headers: Headers = [(ORIGIN, place_header(place)), (SOURCE, source)]
                 if last is not None:
                     headers.append((PREDECESSOR, place_header(last)))

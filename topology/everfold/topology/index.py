@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -50,6 +51,11 @@ class VisibilityIndex(Projection):
             self._store.fold(self.source.name, partition, _stored(expected), _required(reached), records, letters)
         except index.PositionMoved as moved:
             raise PositionMoved from moved
+
+    def is_trouble(self, error: Exception) -> bool:
+        """A full disk, a lock that is not let go, a damaged file; not what SQLite says of a value."""
+        database = isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+        return database or super().is_trouble(error)
 
     async def stop(self) -> None:
         """Closes the index."""

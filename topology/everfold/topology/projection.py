@@ -5,11 +5,15 @@ Faust (like any Kafka consumer) may deliver a record again, and may deliver reco
 transaction of the processor's own store, and everything else follows from that position:
 
 - after an assignment, reading starts at the stored position, whatever the consumer group has committed;
-- an offset below it is skipped, an offset beyond the next one stops the process (something was lost on the way);
+- an offset below it is skipped. Offsets without records are nothing by themselves (a foreign transaction's markers):
 - a record of a chained topic is judged by `chain`: repeats are dropped and counted; at a gap the position stays where
-  it is until the missing records have come (the sender sends them again), and if they do not, the process stops;
-- a record that is not Everfold's at all is put aside as a dead letter, in the same transaction; one that only a newer
-  build can read, or an error in the processor, stops the process. Nothing is ever skipped silently.
+  it is until the missing records have come (the sender sends them again), and the log says so as long as they do not;
+- a record that is not Everfold's at all, or that the processor cannot take, is put aside: sent to `dead-letters`, and
+  kept with the position, in the same transaction. It is the record's fault when it fails twice, the second time alone;
+- at a record that only a newer build can read the partition is held up, and says so, until a newer worker has it;
+- trouble of the surroundings (disk, index, broker) stops the process, which is started again.
+
+So one record holds up one partition of one processor at most, and nothing is ever skipped silently.
 
 To write a processor, subclass `Projection` and give its source, how to decode a record, and how to apply a run of them.
 """
@@ -29,17 +33,15 @@ from everfold.runtime import metrics
 from everfold.schemas.codec import Undecodable, UnknownSchema
 from everfold.schemas.topics import Topic
 from everfold.topology.chain import Place, Verdict, judge, place
+from everfold.topology.dead_letters import DeadLetterBox
+from everfold.topology.publisher import PublishFailed
 from everfold.topology.state import DeadLetter, Position
 
 GAP_WAIT_S: Final = 120.0
-"""How long a gap may stay open: a shard's new owner sends its outbox again within the 15 s of a takeover; eight times
-that allows for a broker that is away meanwhile."""
+"""How long a gap may stay open unsaid: a shard's new owner sends its outbox again within the 15 s of a takeover; eight
+times that allows for a broker that is away meanwhile."""
 
 log = structlog.get_logger("topology")
-
-
-class ProjectionBroken(Exception):
-    """The processor cannot go on without losing something. The text says what was found and what to do."""
 
 
 class PositionMoved(Exception):
@@ -57,6 +59,21 @@ class SourceRecord(Protocol):
     @property
     def value(self) -> bytes | None:
         """Its bytes."""
+        ...
+
+    @property
+    def key(self) -> bytes | None:
+        """Its key."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]:
+        """Its headers."""
+        ...
+
+    @property
+    def timestamp(self) -> int:
+        """When the broker appended it, in milliseconds."""
         ...
 
 
@@ -90,14 +107,18 @@ class _Partition:
     Attributes:
         stored: what the store says, and expects to find at the next transaction.
         next_offset: the next offset to read; beyond `stored.next_offset` while a gap is open.
+        held_up: why nothing more is applied here; "" when all is well.
         gap_since: monotonic seconds at which the open gap was seen, or None.
+        told_at: monotonic seconds at which the log last said that it is held up or still has a gap.
         end: the end of the partition as last heard of.
         dead: dead letters met since the last transaction.
     """
 
     stored: Position | None
     next_offset: int
+    held_up: str = ""
     gap_since: float | None = None
+    told_at: float = 0.0
     end: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -108,6 +129,8 @@ class Projection(abc.ABC):
 
     name: ClassVar[str]
     source: ClassVar[Topic]
+    #: where dead letters go besides the processor's own store; the application sets it
+    dead_letter_box: DeadLetterBox | None = None
 
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
@@ -140,11 +163,15 @@ class Projection(abc.ABC):
         """Applies records and moves the position from `expected` to `reached`, all in one transaction.
 
         May be called again with the same records after a crash in the middle: what it does outside its own store must
-        be recognisable as a repeat by whoever reads it. Any other exception stops the process.
+        be recognisable as a repeat by whoever reads it. After an exception nothing of the batch may be written.
 
         Raises:
             PositionMoved: the stored position was not `expected`; nothing was written.
         """
+
+    def is_trouble(self, error: Exception) -> bool:
+        """Whether the surroundings are to blame for an error of `apply`, and no record: then the process stops."""
+        return isinstance(error, (OSError, PublishFailed))
 
     async def start(self) -> None:  # noqa: B027 - most processors need nothing here
         """Called once, before the first partition."""
@@ -160,9 +187,6 @@ class Projection(abc.ABC):
 
         Returns:
             partition -> the offset to read next.
-
-        Raises:
-            ProjectionBroken: records between the stored position and the first one there is are gone.
         """
         starts: dict[int, int] = {}
         for number, mark in marks.items():
@@ -172,14 +196,21 @@ class Projection(abc.ABC):
                     pass
             stored = await self.load(number)
             starts[number] = self._start(number, stored, mark)
-            self._partitions[number] = _Partition(stored, starts[number], end=mark.end)
+            held = self._partitions[number] = _Partition(stored, starts[number], end=mark.end)
+            if stored is not None and stored.next_offset < mark.first:
+                self._hold_up(
+                    number,
+                    held,
+                    f"it is applied up to offset {stored.next_offset}, but the topic begins at {mark.first}: "
+                    f"{mark.first - stored.next_offset} records were trimmed before this processor read them. Remove "
+                    "its state to go on from what is left, or rebuild it from the shards",
+                )
         for number in [*self._partitions]:
             if number not in marks:
                 del self._partitions[number]
         return starts
 
     def _start(self, number: int, stored: Position | None, mark: Watermarks) -> int:
-        where = f"{self.name}: {self.source.name}[{number}]"
         if stored is None:
             if mark.first > 0:
                 log.warning(
@@ -187,11 +218,7 @@ class Projection(abc.ABC):
                 )
             return mark.first
         if stored.next_offset < mark.first:
-            raise ProjectionBroken(
-                f"{where} is applied up to offset {stored.next_offset}, but the topic begins at {mark.first}: "
-                f"{mark.first - stored.next_offset} records were trimmed before this processor read them. Remove its "
-                "state to go on from what is left, or rebuild it from the shards."
-            )
+            return mark.end  # nothing of it is applied
         if stored.next_offset > mark.end:
             log.error(
                 "the source lost its tail: reading on from its end; the chain shows what is missing",
@@ -220,21 +247,26 @@ class Projection(abc.ABC):
                     held.gap_since, held.dead = None, []
 
     async def _process(self, batch: Batch, held: _Partition) -> None:
-        records = batch.records
-        if records[0].offset > held.next_offset:
-            raise ProjectionBroken(
-                f"{self.name}: {batch.topic}[{batch.partition}]: expected offset {held.next_offset}, found "
-                f"{records[0].offset}: records are missing between them (trimmed while reading?)"
-            )
+        if held.held_up:
+            self._say_again(batch.partition, held, held.held_up)
+            return
         last = held.stored.origin if held.stored is not None else None
         # At offset 0 the chain begins; further on, with nothing taken yet, the first record is where it begins for us.
         whole = last is not None or held.next_offset == 0
         taken: list[Taken] = []
         safe_offset: int | None = None
-        for record in records:
+        for record in batch.records:
             if record.offset < held.next_offset:
                 continue
-            fields = self._read(batch, record, held.dead)
+            try:
+                fields = self._read(record, held.dead)
+            except UnknownSchema as newer:
+                self._hold_up(
+                    batch.partition,
+                    held,
+                    f"a newer Everfold wrote offset {record.offset} ({newer.reason}): upgrade this worker",
+                )
+                break
             held.next_offset = record.offset + 1
             if fields is not None:
                 origin, predecessor = place(fields["origin"]), place(fields["predecessor"])
@@ -250,57 +282,107 @@ class Projection(abc.ABC):
                     self._open_gap(batch, held, record.offset)
             if held.gap_since is None:
                 safe_offset = held.next_offset
-        self._check_gap(batch, held)
+        self._check_gap(batch.partition, held)
         if safe_offset is None:  # nothing new, or nothing before an open gap is closed
             return
         reached = Position(safe_offset, last)
         dead = [letter for letter in held.dead if letter.offset < safe_offset]
-        await self.apply(batch.partition, held.stored, reached, taken, dead)
-        held.stored = reached
-        self._projected.inc(len(taken))
-        if dead:
-            self._dead_letters.inc(len(dead))
-            held.dead = [letter for letter in held.dead if letter.offset >= safe_offset]
-
-    def _stored_offset(self, held: _Partition) -> int:
-        return held.stored.next_offset if held.stored is not None else 0
-
-    def _read(self, batch: Batch, record: SourceRecord, dead: list[DeadLetter]) -> Mapping[str, Any] | None:
-        value = record.value or b""
+        await self._send(batch, dead)
         try:
-            fields = self.decode(value)
+            await self.apply(batch.partition, held.stored, reached, taken, dead)
+        except PositionMoved:
+            raise
+        except Exception as error:
+            if not taken or self.is_trouble(error):
+                raise
+            await self._apply_one_by_one(batch, held, taken)
+            await self.apply(batch.partition, held.stored, reached, [], dead)
+        else:
+            self._projected.inc(len(taken))
+        held.stored = reached
+        held.dead = [letter for letter in held.dead if letter.offset >= safe_offset]
+
+    async def _apply_one_by_one(self, batch: Batch, held: _Partition, taken: Sequence[Taken]) -> None:
+        """Applies what failed as a batch, and puts aside the records that fail alone as well."""
+        by_offset = {record.offset: record for record in batch.records}
+        for one in taken:
+            reached = Position(one.offset + 1, one.origin)
+            try:
+                await self.apply(batch.partition, held.stored, reached, [one], [])
+            except PositionMoved:
+                raise
+            except Exception as error:
+                if self.is_trouble(error):
+                    raise
+                log.error("a record that the processor cannot take", processor=self.name, exc_info=error)
+                letter = _letter(by_offset[one.offset], f"it cannot be taken: {type(error).__name__}: {error}")
+                await self._send(batch, [letter])
+                await self.apply(batch.partition, held.stored, reached, [], [letter])
+            else:
+                self._projected.inc()
+            held.stored = reached
+
+    async def _send(self, batch: Batch, letters: Sequence[DeadLetter]) -> None:
+        if not letters:
+            return
+        log.error(
+            "dead letters",
+            processor=self.name,
+            partition=batch.partition,
+            records=len(letters),
+            first_offset=letters[0].offset,
+            last_offset=letters[-1].offset,
+            reason=letters[0].reason,
+        )
+        if self.dead_letter_box is not None:
+            await self.dead_letter_box.send(self.name, batch.topic, batch.partition, letters)
+        self._dead_letters.inc(len(letters))
+
+    def _read(self, record: SourceRecord, dead: list[DeadLetter]) -> Mapping[str, Any] | None:
+        """The record's fields; None when it has become a dead letter. Raises UnknownSchema for a newer one."""
+        try:
+            fields = self.decode(record.value or b"")
             if fields["origin"] is None:
                 raise Undecodable("it has no origin")
-        except UnknownSchema as error:
-            raise ProjectionBroken(
-                f"{self.name}: {batch.topic}[{batch.partition}] offset {record.offset}: {error.reason}: a newer "
-                "version wrote it; upgrade this worker"
-            ) from error
         except Undecodable as error:
-            log.error("dead letter", processor=self.name, offset=record.offset, reason=error.reason)
-            dead.append(DeadLetter(record.offset, error.reason, value))
+            if isinstance(error, UnknownSchema) and error.is_newer:
+                raise
+            dead.append(_letter(record, error.reason))
             return None
         return fields
+
+    def _hold_up(self, partition: int, held: _Partition, reason: str) -> None:
+        held.held_up = reason
+        self._say_again(partition, held, reason)
+
+    def _say_again(self, partition: int, held: _Partition, reason: str) -> None:
+        """Tells what is in a partition's way, and again every GAP_WAIT_S."""
+        now = time.monotonic()
+        if not held.told_at or now - held.told_at > GAP_WAIT_S:
+            held.told_at = now
+            log.error("held up", processor=self.name, topic=self.source.name, partition=partition, reason=reason)
 
     def _open_gap(self, batch: Batch, held: _Partition, offset: int) -> None:
         self._gaps.inc()
         if held.gap_since is None:
-            held.gap_since = time.monotonic()
+            held.gap_since = held.told_at = time.monotonic()
             log.warning(
                 "gap: waiting for what is missing", processor=self.name, partition=batch.partition, offset=offset
             )
 
     def _close_gap(self, batch: Batch, held: _Partition, offset: int) -> None:
         if held.gap_since is not None:
-            held.gap_since = None
+            held.gap_since, held.told_at = None, 0.0
             log.info("gap closed", processor=self.name, partition=batch.partition, offset=offset)
 
-    def _check_gap(self, batch: Batch, held: _Partition) -> None:
-        if held.gap_since is not None and time.monotonic() - held.gap_since > GAP_WAIT_S:
-            raise ProjectionBroken(
-                f"{self.name}: {batch.topic}[{batch.partition}]: records after offset {self._stored_offset(held)} are "
-                f"missing and did not come again within {GAP_WAIT_S:.0f} s. Is the shard's owner running? If Kafka "
-                "lost acknowledged records, this processor's output must be rebuilt from the shards."
+    def _check_gap(self, partition: int, held: _Partition) -> None:
+        if held.gap_since is not None:
+            after = held.stored.next_offset if held.stored is not None else 0
+            self._say_again(
+                partition,
+                held,
+                f"records after offset {after} are missing and have not come again. Is the shard's owner running? If "
+                "Kafka lost acknowledged records, this processor's output must be rebuilt from the shards",
             )
 
     def lag(self, ends: Mapping[int, int]) -> dict[int, int]:
@@ -310,3 +392,7 @@ class Projection(abc.ABC):
             applied = held.stored.next_offset if held.stored is not None else held.next_offset
             lags[number] = max(0, ends.get(number, held.end) - applied)
         return lags
+
+
+def _letter(record: SourceRecord, reason: str) -> DeadLetter:
+    return DeadLetter(record.offset, reason, record.value or b"", record.key, tuple(record.headers), record.timestamp)

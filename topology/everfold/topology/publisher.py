@@ -6,7 +6,7 @@ librdkafka rather than Faust's own producer: a tenth of the CPU per record, idem
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -108,17 +108,26 @@ def missing_topics(bootstrap: str, properties: Mapping[str, str], topics: Iterab
     return [topic for topic in topics if topic not in there]
 
 
+TAIL_RECORDS: Final = 100
+"""How far back the last record of one's own is looked for: others may have written behind it."""
+
+
 class Tail(NamedTuple):
-    """The last record of a partition."""
+    """The last record of one's own in a partition."""
 
     offset: int
     headers: dict[str, bytes]
 
 
 def read_tails(
-    bootstrap: str, properties: Mapping[str, str], topic: str, partitions: Iterable[int], timeout_s: float = 20.0
+    bootstrap: str,
+    properties: Mapping[str, str],
+    topic: str,
+    partitions: Iterable[int],
+    is_ours: Callable[[Mapping[str, bytes]], bool],
+    timeout_s: float = 20.0,
 ) -> dict[int, Tail]:
-    """The last record of each partition that has one. Blocks.
+    """The last record of each partition, by its headers, that is ours, if it is among the last TAIL_RECORDS. Blocks.
 
     Raises:
         PublishFailed: the brokers did not answer in time.
@@ -130,30 +139,34 @@ def read_tails(
             "group.id": "everfold-unused",
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
+            "enable.partition.eof": True,
             "fetch.wait.max.ms": 100,
         }
     )
     try:
-        wanted = {}
+        unread: dict[int, int] = {}
         for partition in partitions:
             marks = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
             low, high = (known_offset(mark, f"{topic}[{partition}]") for mark in marks)
             if high > low:
-                wanted[partition] = high - 1
-        consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in wanted.items()])
+                unread[partition] = max(low, high - TAIL_RECORDS)
+        consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in unread.items()])
         tails: dict[int, Tail] = {}
-        while len(tails) < len(wanted):
+        while unread:
             message = consumer.poll(timeout_s)
             if message is None:
                 raise PublishFailed(f"{topic}: its last records could not be read within {timeout_s:.0f} s")
-            if (error := message.error()) is not None:
-                raise PublishFailed(f"{topic}: {error}")
-            number, offset = message.partition(), message.offset()
+            number, offset, error = message.partition(), message.offset(), message.error()
             assert number is not None
             assert offset is not None
-            headers = {name: value for name, value in pairs(message) if isinstance(value, bytes)}
-            if offset >= wanted[number]:
-                tails[number] = Tail(offset, headers)
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                unread.pop(number, None)  # the last offsets may be without records: a foreign transaction's markers
+            elif error is not None:
+                raise PublishFailed(f"{topic}: {error}")
+            else:
+                headers = {name: value for name, value in pairs(message) if isinstance(value, bytes)}
+                if is_ours(headers):
+                    tails[number] = Tail(offset, headers)
         return tails
     except (KafkaException, KafkaUnavailable) as error:
         raise PublishFailed(f"{topic}: {error}") from error

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final, NamedTuple, cast
 
@@ -41,11 +41,14 @@ class Position(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """A record that could not be read: where it is, why, and its bytes."""
+    """A record that could not be taken: where it is, why, and all that it was. The state keeps the first three."""
 
     offset: int
     reason: str
     value: bytes
+    key: bytes | None = None
+    headers: Sequence[tuple[str, bytes]] = ()
+    timestamp_ms: int = 0
 
 
 class StateInUse(Exception):
@@ -85,7 +88,11 @@ class ProcessorState:
         rows: Mapping[bytes, bytes | None] | None = None,
         dead_letters: Iterable[DeadLetter] = (),
     ) -> None:
-        """Writes rows (None deletes) and dead letters, and moves the position: all of it or nothing."""
+        """Writes rows (None deletes) and dead letters, and moves the position: all of it or nothing.
+
+        Raises:
+            OSError: the disk did not take it.
+        """
         batch = WriteBatch(raw_mode=True)
         for key, value in (rows or {}).items():
             if value is None:
@@ -97,7 +104,10 @@ class ProcessorState:
             packed = _LENGTH.pack(len(reason)) + reason + letter.value[:SAMPLE_BYTES_MAX]
             batch.put(b"d/%d/%d" % (partition, letter.offset), packed)
         batch.put(_position_key(partition), _POSITION.pack(position.next_offset, *(position.origin or _NO_ORIGIN)))
-        self._db.write(batch)
+        try:
+            self._db.write(batch)
+        except Exception as error:  # rocksdict knows no other class
+            raise OSError(f"the processor's state cannot be written: {error}") from error
 
     def dead_letters(self, partition: int) -> list[DeadLetter]:
         """The partition's dead letters, each with at most SAMPLE_BYTES_MAX of its bytes."""
