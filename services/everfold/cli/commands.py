@@ -171,7 +171,8 @@ def workflow_release(
 
     A workflow is quarantined when the engine meets a state that it takes for impossible: a defect of Everfold's. The
     log says so, and the metric everfold_runs_quarantined_total counts. What arrives for it waits. Release it with a
-    version that mends the defect; with the same version it will most likely be quarantined again.
+    version that mends the defect; with the same version it will most likely be quarantined again. Or end it with
+    `temporal workflow terminate` or `delete`, which needs no mended version.
     """
     from everfold.cli.release import ClientTls, release
 

@@ -563,7 +563,7 @@ class Shard:
             return
 
         def verdict(result: Verdict) -> None:
-            if isinstance(result, Reply):
+            if isinstance(result, Reply) and result.error is None:
                 self._offer_tasks_again()
             elif self.phase is Phase.SERVING:
                 self._ports.call_later(OFFER_AGAIN_RETRY_NS, self._offer_tasks_again)

@@ -2,6 +2,7 @@
 
     StatusError            a rejection: the caller gets a gRPC status, nothing else happens
     InvariantViolation     the machine met a state that cannot be: the run is quarantined
+    Quarantined            a record is for such a run: it waits
     GarbageRecord          what is on the shard log was not written by an Everfold: it is set aside
     ShardLost              this process must give the shard up (another host may do better)
       LogGap               the next record is not the one after the last applied
@@ -14,6 +15,7 @@ gRPC status codes are plain integers here (google/rpc/code.proto), so that the m
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class Code(IntEnum):
@@ -62,12 +64,31 @@ class InvariantViolation(Exception):
     """The machine met a state that its rules exclude. The run is quarantined, the shard goes on."""
 
 
+class Quarantined(Exception):
+    """A decider asks for a run that is quarantined. What asks waits for the run (architecture, law 9).
+
+    Attributes:
+        run_row: key of the run's row.
+        reason: why the run was set aside; the same on every host.
+    """
+
+    def __init__(self, run_row: bytes, reason: str) -> None:
+        super().__init__(reason)
+        self.run_row = run_row
+        self.reason = reason
+
+
 class GarbageRecord(Exception):
     """A record of the shard log that no build writes at the log's feature level. It is set aside, the shard goes on."""
 
 
 class ShardLost(Exception):
     """The shard cannot be folded further by this process; it is given up, loudly, and rebuilt or taken by another."""
+
+
+PROCESS_TROUBLE: Final = (MemoryError, RecursionError, ShardLost)
+"""What says nothing of a record, only of the process that folds it: another one may have more memory, a deeper stack or
+a better store. It gives the shard up, and is no verdict on a run."""
 
 
 class LogGap(ShardLost):

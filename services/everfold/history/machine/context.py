@@ -6,15 +6,18 @@ in the log, or the rows (law 2).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
 
 from everfold.history.machine import keys
 from everfold.history.machine.rows import Rows
-from everfold.history.machine.state import Run, decode_run, encode_run
+from everfold.history.machine.salvage import Runs, load_run
+from everfold.history.machine.state import Run, encode_run
 from everfold.history.machine.step import Guards, OutboxRow, Step
 from everfold.kernel.cron import UTC, ZONE_FACT, Zone
+from everfold.kernel.errors import Quarantined
 from everfold.kernel.ids import Origin, derived_uuid, slot_of, task_partition
 from everfold.kernel.limits import Limits
 from everfold.schemas import codec
@@ -33,22 +36,6 @@ class NamespaceInfo(NamedTuple):
     deleted: bool
 
 
-class RunCache(Protocol):
-    """Decoded runs, so that a hot run is not decoded at every record."""
-
-    def get(self, key: bytes) -> Run | None:
-        """The run under that row key, if it is here."""
-        ...
-
-    def put(self, key: bytes, run: Run) -> None:
-        """Keep a run as it now is."""
-        ...
-
-    def drop(self, key: bytes) -> None:
-        """Forget a run; the next reader decodes its row."""
-        ...
-
-
 class ShardFacts(Protocol):
     """The parts of the shard's meta row that a step needs."""
 
@@ -60,6 +47,31 @@ class ShardFacts(Protocol):
     outputs_sent: tuple[int, int, int] | None
     #: "topic/partition" -> place of the last output sent there
     chains: dict[str, tuple[int, int, int]]
+    #: namespace id -> version known to this shard
+    namespaces: dict[str, int]
+
+
+class Waiting(NamedTuple):
+    """A record that waited for a quarantined run, and the offset at which it came."""
+
+    offset: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a step to go back to."""
+
+    writes: dict[bytes, bytes | None]
+    step: Step
+    ids: int
+    index: int
+    links: dict[str, tuple[int, int, int]]
+    versions: dict[str, int]
+    waiting: list[Waiting]
+
+
+_BEGINNING: Final = Mark({}, Step(), 0, 0, {}, {}, [])
 
 
 class StepContext:
@@ -71,6 +83,7 @@ class StepContext:
         "_links",
         "_namespaces",
         "_saved",
+        "_versions",
         "cache",
         "epoch",
         "facts",
@@ -80,13 +93,15 @@ class StepContext:
         "offset",
         "rows",
         "step",
+        "turned",
+        "waiting",
     )
 
     def __init__(
         self,
         facts: ShardFacts,
         rows: Rows,
-        cache: RunCache,
+        cache: Runs,
         guards: Guards,
         namespaces: dict[str, NamespaceInfo],
         epoch: int,
@@ -103,13 +118,19 @@ class StepContext:
         self.step = Step()
         #: row keys of the runs this step has taken from the cache; dropped from it if the step fails
         self.loaded: set[bytes] = set()
+        #: ids of the runs whose state this step has begun to change
+        self.turned: set[str] = set()
+        #: records that waited for runs which this step has ended: they are decided after it
+        self.waiting: list[Waiting] = []
         self._namespaces = namespaces
+        #: versions of namespaces that this step has learnt
+        self._versions: dict[str, int] = {}
         self._ids = 0
         self._index = 0
         #: chain positions moved by this step
         self._links: dict[str, tuple[int, int, int]] = {}
-        #: step, ids and outputs at the last savepoint; None for the beginning
-        self._saved: tuple[Step, int, int] | None = None
+        #: the last savepoint; None for the beginning
+        self._saved: Mark | None = None
 
     # ---- ids and settings -------------------------------------------------------------------------------------------
 
@@ -134,8 +155,10 @@ class StepContext:
             known = self._namespaces[namespace_id] = namespace_from_record(codec.decode(row)[1])
         return known
 
-    def forget_namespace(self, namespace_id: str) -> None:
-        """The namespace's row has changed."""
+    def put_namespace(self, namespace_id: str, version: int, row: bytes) -> None:
+        """The shard learns of a namespace, or of its new version."""
+        self.rows.put(keys.namespace(namespace_id), row)
+        self._versions[namespace_id] = version
         self._namespaces.pop(namespace_id, None)
 
     # ---- time zones -------------------------------------------------------------------------------------------------
@@ -162,34 +185,64 @@ class StepContext:
 
     # ---- runs -------------------------------------------------------------------------------------------------------
 
-    def load(self, key: bytes) -> Run | None:
-        """The run under a row key, or None."""
-        run = self.cache.get(key)
+    def load(self, key: bytes, *, quarantined: bool = False) -> Run | None:
+        """The run under a row key, or None.
+
+        Args:
+            key: of the row.
+            quarantined: the caller can do with a quarantined run: it reads its core, or ends it. One whose row cannot
+                be read is put together from its history then, as far as that goes.
+
+        Raises:
+            Quarantined: the run is, and the caller cannot.
+        """
+        run = load_run(self.rows, self.cache, key)
         if run is None:
-            row = self.rows.get(key)
-            if row is None:
-                return None
-            run = decode_run(row)
-            self.cache.put(key, run)
+            return None
         self.loaded.add(key)
+        return run if quarantined else self.sound(run)
+
+    def sound(self, run: Run) -> Run:
+        """The run, which is not quarantined.
+
+        Raises:
+            Quarantined: it is.
+        """
+        if run.quarantined:
+            raise Quarantined(run_row(run), run.quarantined)
         return run
 
     def savepoint(self) -> None:
         """What the step did until here stays, whatever becomes of the rest."""
         self.commit()
-        self._saved = (self.step.copy(), self._ids, self._index)
+        self._saved = self.mark()
 
-    def go_back(self) -> None:
-        """Undoes all that the step did since its beginning or its last savepoint: rows, outputs, news, runs."""
-        self.rows.drop_step()
+    def mark(self) -> Mark:
+        """Where the step is now."""
+        return Mark(
+            self.rows.step_writes(),
+            self.step.copy(),
+            self._ids,
+            self._index,
+            dict(self._links),
+            dict(self._versions),
+            list(self.waiting),
+        )
+
+    def go_back(self, mark: Mark | None = None) -> None:
+        """Undoes all that the step did since the mark: rows, outputs, news, runs. Without one, since its beginning or
+        its last savepoint.
+        """
+        mark = mark or self._saved or _BEGINNING
+        self.rows.drop_step(mark.writes)
         for key in self.loaded:
             self.cache.drop(key)
-        self._links = {}
-        if self._saved is None:
-            self.step, self._ids, self._index = Step(), 0, 0
-        else:
-            step, self._ids, self._index = self._saved
-            self.step = step.copy()
+        for namespace_id in self._versions:
+            self._namespaces.pop(namespace_id, None)
+        self.step, self._ids, self._index = mark.step.copy(), mark.ids, mark.index
+        self._links, self._versions = dict(mark.links), dict(mark.versions)
+        self.waiting = list(mark.waiting)
+        self.turned = set()
 
     def start_over(self, run: Run) -> Run:
         """Goes back, and returns the run as it was then."""
@@ -206,15 +259,21 @@ class StepContext:
         run.row_bytes = len(row)
         return key
 
-    def find(self, namespace_id: str, namespace: str, workflow_id: str, run_id: str) -> Run | None:
-        """The named run, or the current one of the workflow id when `run_id` is empty."""
+    def find(
+        self, namespace_id: str, namespace: str, workflow_id: str, run_id: str, *, quarantined: bool = False
+    ) -> Run | None:
+        """The named run, or the current one of the workflow id when `run_id` is empty.
+
+        Raises:
+            Quarantined: as of `load`.
+        """
         slot = slot_of(namespace, workflow_id)
         if not run_id:
             pointer = self.rows.get(keys.current(slot, namespace_id, workflow_id))
             if pointer is None:
                 return None
             run_id = pointer.decode()
-        return self.load(keys.run(slot, namespace_id, workflow_id, run_id))
+        return self.load(keys.run(slot, namespace_id, workflow_id, run_id), quarantined=quarantined)
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
@@ -243,7 +302,8 @@ class StepContext:
     def commit(self) -> None:
         """The step succeeded: its rows stay, and its outputs are the last of their chains."""
         self.facts.chains.update(self._links)
-        self._links = {}
+        self.facts.namespaces.update(self._versions)
+        self._links, self._versions = {}, {}
         self.rows.commit_step()
 
     def _link(self, topic: Topic, partition: int) -> tuple[Origin, Origin | None]:

@@ -35,6 +35,9 @@ GARBAGE: Final = _SHARD + b"g"
 EARLY: Final = _SHARD + b"e"
 EARLY_END: Final = _SHARD + b"f"
 
+LAST_EVENT: Final = (1 << 64) - 1
+"""No event has this id."""
+
 _slot = struct.Struct(">H").pack
 _u64 = struct.Struct(">Q")
 _outbox = struct.Struct(">IQI")
@@ -88,6 +91,16 @@ def run(slot: int, namespace_id: str, workflow_id: str, run_id: str) -> bytes:
     return _slot(slot) + b"r" + run_part(namespace_id, workflow_id, run_id)
 
 
+def slot_of_row(run_row: bytes) -> int:
+    """The slot of a run's row."""
+    return int.from_bytes(run_row[:2], "big")
+
+
+def part_of_row(run_row: bytes) -> bytes:
+    """The <run> part of a run's row."""
+    return run_row[3:]
+
+
 def history(slot: int, run_id: str, first_event_id: int) -> bytes:
     """Row of a batch of events."""
     return _slot(slot) + b"h" + run_id.encode() + _u64.pack(first_event_id)
@@ -124,6 +137,12 @@ def timer_parts(key: bytes) -> tuple[int, int, bytes]:
 def parked(slot: int, run: bytes, offset: int) -> bytes:
     """Row of a record that waits for a quarantined run."""
     return _slot(slot) + b"p" + run + _u64.pack(offset)
+
+
+def parked_offset(key: bytes) -> int:
+    """Offset of a parked record."""
+    (offset,) = _u64.unpack(key[-8:])
+    return int(offset)
 
 
 def parked_range(slot: int, run: bytes) -> tuple[bytes, bytes]:

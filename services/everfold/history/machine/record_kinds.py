@@ -98,3 +98,11 @@ BY_NAMESPACE: Final[dict[str, ByNamespace]] = {
     "HEARTBEAT_ACTIVITY_BY_ID": activity.decide_heartbeat_by_id,
 }
 """Records that find their run themselves: kind -> decider."""
+
+STARTS: Final = frozenset(("START_WORKFLOW", "SIGNAL_WITH_START_WORKFLOW", "MULTI_OPERATION"))
+"""Records that may make a run."""
+
+
+def is_start(body: Record) -> bool:
+    """Whether a record may make a run, so that the present run of its workflow id need not be what it is about."""
+    return body["kind"] in STARTS or body["body"].get("message_kind") == "StartChild"

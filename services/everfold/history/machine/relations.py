@@ -98,7 +98,7 @@ def announce_close(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent) 
         cancel = child.parent_close_policy == workflow_pb2.PARENT_CLOSE_POLICY_REQUEST_CANCEL
         message = {"cancel": cancel, "parent": [run.workflow_id, run.run_id]}
         send(ctx, child.namespace, child.namespace_id, child.workflow_id, "", "ParentClosed", message)
-    _abort_updates(ctx, run)
+    abort_updates(ctx, run)
 
 
 def _ended_by_reset(event: history_pb2.HistoryEvent) -> bool:
@@ -106,7 +106,7 @@ def _ended_by_reset(event: history_pb2.HistoryEvent) -> bool:
     return event.workflow_execution_terminated_event_attributes.identity == RESETTER
 
 
-def _abort_updates(ctx: StepContext, run: Run) -> None:
+def abort_updates(ctx: StepContext, run: Run) -> None:
     """Updates that the run leaves open: their callers hear so; completed ones stay readable."""
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     for update in list(run.updates.values()):

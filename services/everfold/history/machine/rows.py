@@ -143,9 +143,13 @@ class Rows:
             self._timer_floor = self._first_timer or keys.TIMERS_END
         return self._first_timer
 
-    def drop_step(self) -> None:
-        """Forget what the step wrote."""
-        self._step = {}
+    def step_writes(self) -> dict[bytes, bytes | None]:
+        """What the step has written so far."""
+        return dict(self._step)
+
+    def drop_step(self, writes: dict[bytes, bytes | None]) -> None:
+        """Forget what the step wrote, but for these of its writes."""
+        self._step = dict(writes)
 
     def pending(self) -> dict[bytes, bytes | None]:
         """The batch: what is to be written to the store, committed steps only."""

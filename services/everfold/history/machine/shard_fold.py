@@ -5,8 +5,9 @@ happens then (law 9):
 
     a decider says no            the reply is the error; nothing else changes
     a record is garbage          it is set aside: the position moves, a count too, nothing else (`garbage`)
-    the pure step raises         the run is quarantined, what arrives for it is parked, the shard goes on
-    a store or memory error      raised to the shell, which gives the shard up
+    the pure step raises         the run is quarantined, the shard goes on
+    the run is quarantined       the record waits for its release or its end, unless it ends the run itself
+    the process is in trouble    raised to the shell, which gives the shard up: store, memory, depth of the stack
     a gap, an unknown level      `ShardLost`: given up too, another host may do better
 """
 
@@ -20,26 +21,28 @@ from google.protobuf.message import DecodeError
 
 from everfold.history.machine import garbage, keys, quarantine
 from everfold.history.machine.cache import RunCache
-from everfold.history.machine.context import NamespaceInfo, StepContext
+from everfold.history.machine.context import NamespaceInfo, StepContext, Waiting, run_row
 from everfold.history.machine.decide import cross_run, namespace, purge, workflow_task
 from everfold.history.machine.decide.hand_out import HandOut, prepare
 from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
 from everfold.history.machine.decide.offer_again import offer_tasks_again
 from everfold.history.machine.outputs import emit_visibility
-from everfold.history.machine.record_kinds import BY_NAMESPACE, BY_RUN
+from everfold.history.machine.record_kinds import BY_NAMESPACE, BY_RUN, is_start
 from everfold.history.machine.rejected_commands import emit_rejected, reject_command
 from everfold.history.machine.rejections import namespace_not_found, workflow_not_found
 from everfold.history.machine.rows import Rows, RowStore
+from everfold.history.machine.salvage import UNREADABLE, load_run, read_run
 from everfold.history.machine.shard_meta import ShardMeta
-from everfold.history.machine.state import Run, decode_run
+from everfold.history.machine.state import Run
 from everfold.history.machine.step import DueTimer, Guards, OutboxRow, Reply, RunKey, Step, TaskOffer
 from everfold.history.machine.turn import workflow_offer
 from everfold.kernel.errors import (
+    PROCESS_TROUBLE,
     Code,
     GarbageRecord,
     LogGap,
     LogTruncated,
-    ShardLost,
+    Quarantined,
     StatusError,
     UnknownFeatureLevel,
 )
@@ -200,25 +203,27 @@ class ShardFold:
             self._engine(ctx, engine, body)
             ctx.commit()
             return
-        run = self._run_of(ctx, body) if body["workflow_id"] else None
-        if run is not None and run.quarantined:
-            full = quarantine.park(ctx, run, record.offset, record.value)
-            if full is not None:
-                reject_command(ctx, body, full)
-        else:
-            self._settle(ctx, body)
+        self._settle(ctx, body, Waiting(record.offset, record.value))
+        self._settle_waiting(ctx)
         ctx.commit()
 
     def _engine(self, ctx: StepContext, engine: Engine, body: Record) -> None:
         try:
             engine(self, ctx, body)
-        except (MemoryError, ShardLost):
+        except PROCESS_TROUBLE:
             raise
         except Exception as defect:  # no owner writes what it cannot take itself, and no run is there to be set aside
             ctx.go_back()
             garbage.set_aside(ctx, defect)
 
-    def _settle(self, ctx: StepContext, body: Record) -> None:
+    def _settle_waiting(self, ctx: StepContext) -> None:
+        """Decides what waited for quarantined runs that the step has ended. The step's answer stays what it was."""
+        reply, ignored = ctx.step.reply, ctx.step.ignored
+        while ctx.waiting:
+            self._settle_late(ctx, ctx.waiting.pop(0))
+        ctx.step.reply, ctx.step.ignored = reply, ignored
+
+    def _settle(self, ctx: StepContext, body: Record, record: Waiting) -> None:
         """Decides a record about a run. A refusal or a defect undoes what it did, and nothing before that."""
         kind = body["kind"]
         try:
@@ -230,7 +235,12 @@ class ShardFold:
             ctx.step.reply = Reply(error=refusal)
             reject_command(ctx, body, refusal)
             if refusal.code == Code.NOT_FOUND and kind in LEFTOVERS:
-                void_leftover(ctx, self._run_of(ctx, body), kind, body)
+                void_leftover(ctx, self._run_of(ctx, body, quarantined=True), kind, body)
+        except Quarantined as why:
+            ctx.go_back()
+            full = quarantine.park(ctx, why, record)
+            if full is not None:
+                reject_command(ctx, body, full)
         except (
             GarbageRecord,
             DecodeError,
@@ -239,12 +249,21 @@ class ShardFold:
             # What is in it is no request: the run is not at fault.
             ctx.go_back()
             reject_command(ctx, body, garbage.set_aside(ctx, found))
-        except (MemoryError, ShardLost):
+        except PROCESS_TROUBLE:
             raise
         except Exception as defect:  # the pure step is the same on every host: so is its failure (law 9)
+            turned = ctx.turned
             ctx.go_back()
-            quarantine.set_aside(ctx, self._run_of(ctx, body), body, defect)
-            reject_command(ctx, body, StatusError(Code.INTERNAL, "the workflow is quarantined; see the server's log"))
+            self._set_aside(ctx, body, turned, defect)
+
+    def _set_aside(self, ctx: StepContext, body: Record, turned: set[str], defect: Exception) -> None:
+        """A step raised. Its run is quarantined, but not one that only stood in the way of a start."""
+        run = self._run_of(ctx, body, quarantined=True)
+        if run is not None and is_start(body) and run.run_id not in turned:
+            run = None
+        key = RunKey(body["namespace_id"], body["workflow_id"], body["run_id"] if run is None else run.run_id)
+        quarantine.set_aside(ctx, key, run, body["kind"], defect)
+        reject_command(ctx, body, StatusError(Code.INTERNAL, "Everfold has met a defect; see the server's log"))
 
     def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
         by_run = BY_RUN.get(kind)
@@ -256,7 +275,7 @@ class ShardFold:
         if start is not None:
             workflow_task.begin_handed_out(ctx, body["namespace_id"], body["workflow_id"], start)
         if by_run is not None:
-            return by_run(ctx, self._run_of(ctx, body), payload)
+            return by_run(ctx, self._run_of(ctx, body, quarantined=kind == "FIRE_TIMER"), payload)
         if kind == "CROSS_RUN":
             known = self._told_namespace(ctx, body)
             return cross_run.decide_cross_run(
@@ -264,7 +283,7 @@ class ShardFold:
             )
         registry = namespace.DECIDERS.get(kind)
         if registry is not None:
-            return registry(ctx, self.meta.namespaces, payload["message"])
+            return registry(ctx, payload["message"])
         by_namespace = BY_NAMESPACE.get(kind)
         if by_namespace is None:
             raise StatusError(Code.UNIMPLEMENTED, f"{kind} is not built in this version of Everfold")
@@ -280,42 +299,45 @@ class ShardFold:
             told = cross_run.message_of("StartChild", payload["message"])["namespace"]
             version = codec.decode(told)[1]["version"]
             if version > self.meta.namespaces.get(body["namespace_id"], -1):
-                ctx.rows.put(keys.namespace(body["namespace_id"]), told)
-                self.meta.namespaces[body["namespace_id"]] = version
-                ctx.forget_namespace(body["namespace_id"])
+                ctx.put_namespace(body["namespace_id"], version, told)
         known = ctx.namespace(body["namespace_id"])
         return None if known is None or known.deleted else known
 
-    def _run_of(self, ctx: StepContext, body: Record) -> Run | None:
+    def _run_of(self, ctx: StepContext, body: Record, *, quarantined: bool = False) -> Run | None:
         known = ctx.namespace(body["namespace_id"])
         if known is None:
             return None
-        return ctx.find(known.namespace_id, known.name, body["workflow_id"], body["run_id"])
+        return ctx.find(known.namespace_id, known.name, body["workflow_id"], body["run_id"], quarantined=quarantined)
 
     def _release(self, ctx: StepContext, body: Record) -> None:
         """Takes up a quarantined run, and what waits for it, in order, until something quarantines it anew."""
-        run = self._run_of(ctx, body)
-        if run is None or not run.quarantined:
+        run = self._run_of(ctx, body, quarantined=True)
+        waiting = [] if run is None else quarantine.waiting_for(ctx, run)
+        if run is None or not (run.quarantined or waiting):
             ctx.step.ignored = True
             fine = StatusError(Code.FAILED_PRECONDITION, f"workflow {body['workflow_id']} is not quarantined")
             ctx.step.reply = Reply(error=workflow_not_found(body["workflow_id"]) if run is None else fine)
             return
+        if run.quarantined == UNREADABLE:
+            text = f"workflow {run.workflow_id}: {UNREADABLE}; terminate or delete it"
+            ctx.step.reply = Reply(error=StatusError(Code.FAILED_PRECONDITION, text))
+            return
+        key = run_row(run)
         quarantine.take_up(ctx, run)
-        for key, value in quarantine.parked(ctx, run):
-            ctx.rows.delete(key)
-            self._settle_late(ctx, value)
-            run = self._run_of(ctx, body)
-            if run is not None and run.quarantined:
-                break
+        for record in waiting:
+            ctx.rows.delete(keys.parked(run.slot, keys.part_of_row(key), record.offset))
+            self._settle_late(ctx, record)
+            now = ctx.load(key, quarantined=True)
+            if now is not None and now.quarantined:
+                again = f"workflow {now.workflow_id} is quarantined again: {now.quarantined}"
+                ctx.step.reply = Reply(error=StatusError(Code.FAILED_PRECONDITION, again))
+                return
         ctx.step.reply = Reply()
-        if run is not None and run.quarantined:
-            again = f"workflow {run.workflow_id} is quarantined again: {run.quarantined}"
-            ctx.step.reply = Reply(error=StatusError(Code.FAILED_PRECONDITION, again))
 
-    def _settle_late(self, ctx: StepContext, value: bytes) -> None:
+    def _settle_late(self, ctx: StepContext, record: Waiting) -> None:
         """Decides a record that had to wait, within the step of another."""
         ctx.savepoint()
-        self._settle(ctx, codec.decode_shard_record(value))
+        self._settle(ctx, codec.decode_shard_record(record.value), record)
 
     # ---- engine records ---------------------------------------------------------------------------------------------
 
@@ -333,7 +355,7 @@ class ShardFold:
         meta.offered_epoch = ctx.epoch
         for key, value in list(self.rows.scan(keys.EARLY, keys.EARLY_END)):
             ctx.rows.delete(key)
-            self._settle_late(ctx, value)
+            self._settle_late(ctx, Waiting(keys.parked_offset(key), value))
 
     def _feature_level_raised(self, ctx: StepContext, body: Record) -> None:
         level = body["body"]["feature_level"]
@@ -373,9 +395,7 @@ class ShardFold:
         if changed["version"] <= self.meta.namespaces.get(namespace_id, -1):
             ctx.step.ignored = True
             return
-        ctx.rows.put(keys.namespace(namespace_id), data)
-        self.meta.namespaces[namespace_id] = changed["version"]
-        ctx.forget_namespace(namespace_id)
+        ctx.put_namespace(namespace_id, changed["version"], data)
         if changed["deleted"]:
             purge.begin_sweep(ctx, namespace_id)
 
@@ -419,9 +439,12 @@ class ShardFold:
             meta.offered_epoch = ctx.epoch
 
     def _all_runs(self) -> Iterator[Run]:
+        """Those that can be read."""
         for slot in self._slots():
             for _, row in self.rows.scan(*keys.kind_of_slot(slot, b"r")):
-                yield decode_run(row)
+                run = read_run(row)
+                if run is not None:
+                    yield run
 
     def _slots(self) -> range:
         """The slots of this shard."""
@@ -438,14 +461,7 @@ class ShardFold:
                 return None
             run_id = pointer.decode()
         key = keys.run(slot, namespace_id, workflow_id, run_id)
-        run = self.cache.get(key)
-        if run is None:
-            row = self.rows.get(key)
-            if row is None:
-                return None
-            run = decode_run(row)
-            self.cache.put(key, run)
-        return run
+        return load_run(self.rows, self.cache, key)
 
     def hand_out(self, run: RunKey, start: Record, now_ns: int) -> HandOut | None:
         """How a workflow task would start at shard time `now_ns`; None where only the log can tell."""
@@ -509,7 +525,7 @@ class ShardFold:
         for slot in self._slots():
             for key, _ in self.rows.scan(*keys.kind_of_slot(slot, b"s")):
                 run = self.run_by_part(key[3:], slot)
-                if run is not None and run.running and run.workflow_task is not None:
+                if run is not None and run.running and not run.quarantined and run.workflow_task is not None:
                     offers.append(workflow_offer(ctx, run))
         return offers
 
@@ -529,12 +545,7 @@ class ShardFold:
 
     def run_by_part(self, part: bytes, slot: int) -> Run | None:
         """The run of a <run> key part."""
-        key = keys.run(slot, *keys.split_run(part))
-        run = self.cache.get(key)
-        if run is None:
-            row = self.rows.get(key)
-            run = None if row is None else decode_run(row)
-        return run
+        return load_run(self.rows, self.cache, keys.run(slot, *keys.split_run(part)))
 
     def _reader(self) -> StepContext:
         meta = self.meta

@@ -34,6 +34,7 @@ class Turn:
     def __init__(self, ctx: StepContext, run: Run) -> None:
         self.ctx = ctx
         self.run = run
+        ctx.turned.add(run.run_id)
         self.events: list[history_pb2.HistoryEvent] = []
         #: the visibility record changed
         self.visible = False

@@ -18,7 +18,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.machine import events
 from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.children import record_external_done, record_external_failed
-from everfold.history.machine.decide.closing import terminate
+from everfold.history.machine.decide.ending import Termination, end_run
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.signal import has_all_signals, remember_request
 from everfold.history.machine.decide.start import Parent, create_run, make_room
@@ -94,7 +94,7 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
     parent_namespace_id, parent_namespace, parent_id, parent_run_id, initiated = message["from"]
     attributes = history_pb2.StartChildWorkflowExecutionInitiatedEventAttributes.FromString(message["initiated"])
     request_id = f"{parent_run_id}:{initiated}"
-    current = ctx.find(namespace.namespace_id, namespace.name, workflow_id, "")
+    current = ctx.find(namespace.namespace_id, namespace.name, workflow_id, "", quarantined=True)
     answer: Message = {"initiated": initiated}
     if current is not None and current.create_request_id == request_id:
         answer["run_id"] = current.run_id
@@ -137,14 +137,15 @@ def _inherited(current: Run, message: Message) -> bool:
 
 
 def _parent_closed(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, run_id: str, message: Message) -> None:
-    run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run_id)
+    run = ctx.find(namespace.namespace_id, namespace.name, workflow_id, run_id, quarantined=not message["cancel"])
     if run is None or not run.running or run.parent[2:4] != message["parent"]:
         ctx.step.ignored = True
         return
-    turn = Turn(ctx, run)
     if not message["cancel"]:
-        terminate(turn, "by parent close policy", None, "history-service")
-    elif not run.cancel_requested:
+        end_run(ctx, run, Termination("by parent close policy"))
+        return
+    turn = Turn(ctx, run)
+    if not run.cancel_requested:
         event = turn.new(events.CANCEL_REQUESTED)
         a = event.workflow_execution_cancel_requested_event_attributes
         a.external_workflow_execution.workflow_id, a.external_workflow_execution.run_id = message["parent"]

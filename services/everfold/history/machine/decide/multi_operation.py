@@ -33,12 +33,12 @@ def decide_multi_operation(ctx: StepContext, namespace: NamespaceInfo, message: 
         raise invalid("Operations have to be exactly [Start, Update].")
     start, update = request.operations[0].start_workflow, request.operations[1].update_workflow
     update_id = update.request.meta.update_id
-    current = ctx.find(namespace.namespace_id, namespace.name, start.workflow_id, "")
+    current = ctx.find(namespace.namespace_id, namespace.name, start.workflow_id, "", quarantined=True)
     at = _START
     try:
         if current is not None and _belongs(ctx, current, start, update_id):
             at = _UPDATE
-            turn = admit_update(ctx, current, update)
+            turn = admit_update(ctx, ctx.sound(current), update)
             if turn is not None:
                 turn.finish()
             return _reply(current, False, update_id)

@@ -47,7 +47,7 @@ _TYPE_NAMES: Final = {
 }
 
 
-def decide_register(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+def decide_register(ctx: StepContext, message: bytes) -> Reply:
     """RegisterNamespace."""
     request = ws.RegisterNamespaceRequest.FromString(message)
     if _by_name(ctx, request.namespace) is not None:
@@ -58,8 +58,9 @@ def decide_register(ctx: StepContext, versions: dict[str, int], message: bytes) 
         )
     retention_ns = to_ns(request.workflow_execution_retention_period)
     _check_retention(retention_ns)
-    if len(versions) >= NAMESPACES_MAX:
-        raise too_many(f"the cluster has {len(versions)} namespaces, deleted ones included; it takes no more")
+    count = len(ctx.facts.namespaces)
+    if count >= NAMESPACES_MAX:
+        raise too_many(f"the cluster has {count} namespaces, deleted ones included; it takes no more")
     record: Record = {
         "namespace_id": ctx.new_id(),
         "name": request.namespace,
@@ -74,10 +75,10 @@ def decide_register(ctx: StepContext, versions: dict[str, int], message: bytes) 
         "deleted": False,
         "config": b"",
     }
-    return _publish(ctx, versions, record)
+    return _publish(ctx, record)
 
 
-def decide_update(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+def decide_update(ctx: StepContext, message: bytes) -> Reply:
     """UpdateNamespace: what is set changes, data entries are merged."""
     request = ws.UpdateNamespaceRequest.FromString(message)
     record = _existing(ctx, request.namespace)
@@ -95,17 +96,17 @@ def decide_update(ctx: StepContext, versions: dict[str, int], message: bytes) ->
         record["retention_ns"] = retention_ns
     if request.HasField("config"):
         record["config"] = serialize(request.config)
-    return _publish(ctx, versions, record)
+    return _publish(ctx, record)
 
 
-def decide_deprecate(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+def decide_deprecate(ctx: StepContext, message: bytes) -> Reply:
     """DeprecateNamespace: no new workflows from now on."""
     record = _existing(ctx, ws.DeprecateNamespaceRequest.FromString(message).namespace)
     record["state"] = enums_namespace.NAMESPACE_STATE_DEPRECATED
-    return _publish(ctx, versions, record)
+    return _publish(ctx, record)
 
 
-def decide_delete(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+def decide_delete(ctx: StepContext, message: bytes) -> Reply:
     """Operator DeleteNamespace: its name is free at once, nothing is served by it any more, and its runs are removed.
 
     The row stays, as the name in it routes what is still under way for its workflows.
@@ -121,10 +122,10 @@ def decide_delete(ctx: StepContext, versions: dict[str, int], message: bytes) ->
     record["state"] = enums_namespace.NAMESPACE_STATE_DELETED
     record["deleted"] = True
     begin_sweep(ctx, record["namespace_id"])
-    return _publish(ctx, versions, record)
+    return _publish(ctx, record)
 
 
-def decide_add_search_attributes(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+def decide_add_search_attributes(ctx: StepContext, message: bytes) -> Reply:
     """Operator AddSearchAttributes: names that exist with the same type are left alone."""
     request = operator.AddSearchAttributesRequest.FromString(message)
     record = _existing(ctx, request.namespace)
@@ -148,10 +149,10 @@ def decide_add_search_attributes(ctx: StepContext, versions: dict[str, int], mes
         ctx.step.ignored = True
         return Reply(codec.encode("Namespace", record))
     record["search_attributes"] = attributes
-    return _publish(ctx, versions, record)
+    return _publish(ctx, record)
 
 
-def decide_remove_search_attributes(ctx: StepContext, versions: dict[str, int], message: bytes) -> Reply:
+def decide_remove_search_attributes(ctx: StepContext, message: bytes) -> Reply:
     """Operator RemoveSearchAttributes."""
     request = operator.RemoveSearchAttributesRequest.FromString(message)
     record = _existing(ctx, request.namespace)
@@ -161,7 +162,7 @@ def decide_remove_search_attributes(ctx: StepContext, versions: dict[str, int], 
             raise status(Code.NOT_FOUND, f"Search attribute {name} doesn't exist.")
         del attributes[name]
     record["search_attributes"] = attributes
-    return _publish(ctx, versions, record)
+    return _publish(ctx, record)
 
 
 def _check_retention(retention_ns: int) -> None:
@@ -184,7 +185,7 @@ def _by_name(ctx: StepContext, name: str) -> Record | None:
     return None
 
 
-def _publish(ctx: StepContext, versions: dict[str, int], record: Record) -> Reply:
+def _publish(ctx: StepContext, record: Record) -> Reply:
     """Writes the row and the topic's record, one version on."""
     record["version"] += 1
     namespace_id = record["namespace_id"]
@@ -195,13 +196,11 @@ def _publish(ctx: StepContext, versions: dict[str, int], record: Record) -> Repl
             f"namespace {record['name']} would have {len(data)} bytes of data, configuration and search attributes, "
             f"expected at most {NAMESPACE_BYTES_MAX}"
         )
-    ctx.rows.put(keys.namespace(namespace_id), data)
-    ctx.forget_namespace(namespace_id)
-    versions[namespace_id] = record["version"]
+    ctx.put_namespace(namespace_id, record["version"], data)
     return Reply(data)
 
 
-DECIDERS: Final[dict[str, Callable[[StepContext, dict[str, int], bytes], Reply]]] = {
+DECIDERS: Final[dict[str, Callable[[StepContext, bytes], Reply]]] = {
     "REGISTER_NAMESPACE": decide_register,
     "UPDATE_NAMESPACE": decide_update,
     "DEPRECATE_NAMESPACE": decide_deprecate,

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from everfold.history.machine import keys
+from everfold.history.machine import keys, quarantine
 from everfold.history.machine.context import StepContext
-from everfold.history.machine.state import Activity, Run, WorkflowTask, decode_run
+from everfold.history.machine.salvage import read_run
+from everfold.history.machine.state import Activity, Run, WorkflowTask
+from everfold.history.machine.step import RunKey
 from everfold.history.machine.turn import Turn
+from everfold.kernel.errors import PROCESS_TROUBLE
+
+KIND: Final = "OFFER_TASKS_AGAIN"
 
 LOOKS_MAX: Final = 256
 """Runs and slots that one record looks at, at some 20 us each: a record holds the other shards up for 5 ms at most. A
@@ -24,7 +29,8 @@ def offer_tasks_again(ctx: StepContext, slots: range, cursor: bytes) -> bytes:
     """Offers tasks of earlier leader epochs anew, from behind the row `cursor` on; b"" is the start.
 
     Returns:
-        Where the next record goes on; b"" when all runs have been looked at.
+        Where the next record goes on; b"" when all runs have been looked at. With the same runs again where one of
+        them had to be set aside: it is passed over then.
     """
     looks = LOOKS_MAX
     found: list[bytes] = []
@@ -33,7 +39,8 @@ def offer_tasks_again(ctx: StepContext, slots: range, cursor: bytes) -> bytes:
         start, end = keys.kind_of_slot(slot, b"r")
         at = end
         for key, row in ctx.rows.scan(max(start, cursor + b"\0"), end):
-            if _waits(decode_run(row), ctx.epoch):
+            run = read_run(row)
+            if run is not None and _waits(run, ctx.epoch):
                 found.append(key)
             looks -= 1
             if not looks:
@@ -47,7 +54,15 @@ def offer_tasks_again(ctx: StepContext, slots: range, cursor: bytes) -> bytes:
     for key in found:
         run = ctx.load(key)
         assert run is not None
-        _offer(Turn(ctx, run), ctx.epoch)
+        try:
+            _offer(Turn(ctx, run), ctx.epoch)
+        except PROCESS_TROUBLE:
+            raise
+        except Exception as defect:
+            ctx.go_back()
+            named = RunKey(run.namespace_id, run.workflow_id, run.run_id)
+            quarantine.set_aside(ctx, named, ctx.load(key), KIND, defect)
+            return cursor or slots.start.to_bytes(2, "big")
     return at
 
 

@@ -12,14 +12,13 @@ from typing import Final
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import keys
-from everfold.history.machine.context import NamespaceInfo, StepContext, run_row
-from everfold.history.machine.decide.closing import terminate
+from everfold.history.machine.context import NamespaceInfo, StepContext
+from everfold.history.machine.decide.ending import Termination, end_run
 from everfold.history.machine.events import serialize
-from everfold.history.machine.outputs import emit_visibility
 from everfold.history.machine.rejections import workflow_not_found
+from everfold.history.machine.removal import purge
 from everfold.history.machine.state import Run
 from everfold.history.machine.step import Reply, RunKey
-from everfold.history.machine.turn import Turn
 
 SWEPT_MAX: Final = 32
 """Runs of a deleted namespace that one record removes: a record must not hold the other workflows up for long."""
@@ -27,14 +26,13 @@ SWEPT_MAX: Final = 32
 SLOTS_MAX: Final = 256
 """Slots that one record looks through for such runs."""
 
-_LAST: Final = (1 << 64) - 1
 _FROM_THE_FIRST: Final = b""
 
 
 def decide_delete(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> Reply:
     """DeleteWorkflowExecution: an open run is terminated first, so that its relations hear of it; then all is gone."""
     target = ws.DeleteWorkflowExecutionRequest.FromString(message).workflow_execution
-    run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, target.run_id)
+    run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, target.run_id, quarantined=True)
     if run is None:
         raise workflow_not_found(target.workflow_id)
     _remove(ctx, run)
@@ -70,7 +68,7 @@ def decide_sweep(ctx: StepContext, namespace_id: str, due_at_ns: int, slots: ran
             ctx.rows.put(_sweep_row(max(ctx.now_ns, due_at_ns + 1), namespace_id), slot.to_bytes(2, "big"))
             break
     for key in found:
-        run = ctx.load(key)
+        run = ctx.load(key, quarantined=True)
         assert run is not None
         _remove(ctx, run)
     return Reply()
@@ -82,32 +80,8 @@ def _sweep_row(due_at_ns: int, namespace_id: str) -> bytes:
 
 
 def _remove(ctx: StepContext, run: Run) -> None:
-    """An open run is terminated first, unless it is quarantined: its state is not to be trusted."""
-    if run.running and not run.quarantined:
-        turn = Turn(ctx, run)
-        terminate(turn, "Delete workflow execution", None, "history-service")
-        turn.finish()
-    purge(ctx, run)
+    """An open run is terminated first, so that its relations hear of it."""
+    left = end_run(ctx, run, Termination("Delete workflow execution")) if run.running else run
+    if left is not None:
+        purge(ctx, left)
     ctx.step.changed.append(RunKey(run.namespace_id, run.workflow_id, run.run_id))
-
-
-def purge(ctx: StepContext, run: Run) -> None:
-    """Deletes every row of a run, and tells the index."""
-    run.transitions += 1
-    emit_visibility(ctx, run, deleted=True)
-    part = keys.run_part(run.namespace_id, run.workflow_id, run.run_id)
-    if run.deadline_ns:
-        ctx.rows.delete(keys.timer(run.deadline_ns, run.slot, part))
-    if run.sticky_row:
-        ctx.rows.delete(keys.sticky(run.slot, part))
-    if run.quarantined:
-        for key, _ in list(ctx.rows.scan(*keys.parked_range(run.slot, part))):
-            ctx.rows.delete(key)
-    for key, _ in list(ctx.rows.scan(*keys.history_range(run.slot, run.run_id, 0, _LAST))):
-        ctx.rows.delete(key)
-    current = keys.current(run.slot, run.namespace_id, run.workflow_id)
-    if ctx.rows.get(current) == run.run_id.encode():
-        ctx.rows.delete(current)
-    key = run_row(run)
-    ctx.rows.delete(key)
-    ctx.cache.drop(key)

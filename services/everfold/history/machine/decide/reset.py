@@ -19,7 +19,7 @@ from everfold.history.machine import events, keys
 from everfold.history.machine.apply import apply_event, end_failed_task
 from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.children import cancel_message, child_message, signal_message
-from everfold.history.machine.decide.closing import terminate
+from everfold.history.machine.decide.ending import Termination, end_run
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.signal import remember_request
 from everfold.history.machine.decide.task_start import record_started, suggested_reasons
@@ -43,7 +43,7 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     request = ws.ResetWorkflowExecutionRequest.FromString(message)
     target = request.workflow_execution
     base = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, target.run_id)
-    current = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, "")
+    current = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, "", quarantined=True)
     if base is None:
         raise workflow_not_found(target.workflow_id)
     if current is not None and current.run_id == base.run_id:
@@ -62,9 +62,7 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     if ended is not None:
         waiting = [history_pb2.HistoryEvent.FromString(data) for data in ended.buffered]
         again.extend((event, ended is base) for event in waiting)
-        turn = Turn(ctx, ended)
-        terminate(turn, request.reason, None, RESETTER)
-        turn.finish()
+        end_run(ctx, ended, Termination(request.reason, None, RESETTER))
     if ended is not base:
         Turn(ctx, base).finish()
     turn = Turn(ctx, run)

@@ -143,15 +143,21 @@ def decide_request_cancel(ctx: StepContext, namespace: NamespaceInfo, message: b
 
 
 def find_in_chain(
-    ctx: StepContext, namespace: NamespaceInfo, target: common_pb2.WorkflowExecution, first_run_id: str
+    ctx: StepContext,
+    namespace: NamespaceInfo,
+    target: common_pb2.WorkflowExecution,
+    first_run_id: str,
+    *,
+    quarantined: bool = False,
 ) -> Run:
     """The target of a cancel or terminate: with a first run id, the current run if it belongs to that chain.
 
     Raises:
         StatusError: NOT_FOUND.
+        Quarantined: it is, and the caller does not say that it can do with that.
     """
     run_id = "" if first_run_id else target.run_id
-    run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, run_id)
+    run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, run_id, quarantined=quarantined)
     if run is None:
         raise workflow_not_found(target.workflow_id)
     if first_run_id and run.first_run_id != first_run_id:

@@ -17,7 +17,7 @@ from everfold.history.machine import events, keys, responses
 from everfold.history.machine.context import NamespaceInfo, StepContext
 from everfold.history.machine.decide.activity_options import InvalidActivity, check_retry_policy, fill_retry_policy
 from everfold.history.machine.decide.chain import cron_backoff_ns
-from everfold.history.machine.decide.closing import terminate
+from everfold.history.machine.decide.ending import Termination, end_run
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.search_attributes import check_search_attributes
 from everfold.history.machine.decide.signal import check_signal, is_repeated_signal, record_signal, signal_link
@@ -33,7 +33,6 @@ from everfold.kernel.ids import slot_of
 _FAILED: Final = frozenset((Status.FAILED, Status.CANCELED, Status.TERMINATED, Status.TIMED_OUT))
 
 _TERMINATE_REASON: Final = "TerminateIfRunning WorkflowIdReusePolicy"
-_TERMINATE_IDENTITY: Final = "history-service"
 
 _REUSE_TEXTS: Final = {
     "finished": "Workflow execution already finished. WorkflowId: {0}, RunId: {1}. "
@@ -47,7 +46,7 @@ _REUSE_TEXTS: Final = {
 def decide_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> Reply:
     """StartWorkflowExecution: create a run as the id policies allow, or name the one that stands in the way."""
     request = ws.StartWorkflowExecutionRequest.FromString(message)
-    current = ctx.find(namespace.namespace_id, namespace.name, request.workflow_id, "")
+    current = ctx.find(namespace.namespace_id, namespace.name, request.workflow_id, "", quarantined=True)
     if current is not None and ctx.guards.start_dedupe and current.create_request_id == request.request_id:
         ctx.step.ignored = True
         return _started_again(current, request)
@@ -71,7 +70,7 @@ def decide_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
 def decide_signal_with_start(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> Reply:
     """SignalWithStartWorkflowExecution: signal the running workflow, or start one whose second event is the signal."""
     request = ws.SignalWithStartWorkflowExecutionRequest.FromString(message)
-    current = ctx.find(namespace.namespace_id, namespace.name, request.workflow_id, "")
+    current = ctx.find(namespace.namespace_id, namespace.name, request.workflow_id, "", quarantined=True)
     if current is not None and (
         is_repeated_signal(ctx, current, request.request_id)
         or (ctx.guards.start_dedupe and request.request_id and current.create_request_id == request.request_id)
@@ -84,6 +83,7 @@ def decide_signal_with_start(ctx: StepContext, namespace: NamespaceInfo, message
         if request.workflow_id_reuse_policy == enums.WORKFLOW_ID_REUSE_POLICY_TERMINATE_IF_RUNNING:
             policy = enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING
     if current is not None and current.running and policy != enums.WORKFLOW_ID_CONFLICT_POLICY_TERMINATE_EXISTING:
+        ctx.sound(current)
         check_signal(ctx, current, request.signal_input.ByteSize())
         turn = Turn(ctx, current)
         record_signal(turn, request, request.signal_input if request.HasField("signal_input") else None)
@@ -213,13 +213,11 @@ def make_room(
                 f"Too many restarts for workflow {current.workflow_id}. "
                 f"Time since last start: {pressed // 1_000_000} ms"
             )
-        turn = Turn(ctx, current)
         details = common_pb2.Payloads()
         payload = details.payloads.add()
         payload.metadata["encoding"] = b"json/plain"
         payload.data = json.dumps(f"terminated by new runID: {run_id}").encode()
-        terminate(turn, _TERMINATE_REASON, details, _TERMINATE_IDENTITY)
-        turn.finish()
+        end_run(ctx, current, Termination(_TERMINATE_REASON, details))
         return
     if reuse == enums.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE:
         raise _conflicting(current, "finished")

@@ -6,23 +6,20 @@ Temporal: workflow_task_state_machine.go, AddWorkflowTaskFailedEvent and AddWork
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
-from temporalio.api.common.v1 import message_pb2 as common_pb2
 from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2, workflow_pb2
 from temporalio.api.failure.v1 import message_pb2 as failure_pb2
 
 from everfold.history.machine import events, responses
 from everfold.history.machine.apply import drop_task, end_failed_task
 from everfold.history.machine.durations import set_duration
-from everfold.history.machine.events import serialize
+from everfold.history.machine.problems import PROBLEMS, problem
 from everfold.history.machine.state import TaskKind, WorkflowTask
 from everfold.history.machine.step import RunKey
 from everfold.history.machine.turn import Turn
 from everfold.kernel.gotext import camel
 
-PROBLEMS: Final = "TemporalReportedProblems"
 _PROBLEMS_LIMIT: Final = "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute"
 
 _RESET = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
@@ -81,11 +78,7 @@ def report_problem(turn: Turn, category: str, cause: str) -> None:
         return
     run.task_problems += 1
     if turn.ctx.limits.reached(_PROBLEMS_LIMIT, run.task_problems):
-        problems = [f"category={category}", f"cause={category}Cause{camel(cause)}"]
-        payload = common_pb2.Payload(data=json.dumps(problems, separators=(",", ":")).encode())
-        payload.metadata["encoding"] = b"json/plain"
-        payload.metadata["type"] = b"KeywordList"
-        data = serialize(payload)
+        data = problem(category, f"{category}Cause{camel(cause)}")
         turn.visible = turn.visible or run.search_attributes.get(PROBLEMS) != data
         run.search_attributes[PROBLEMS] = data
 

@@ -20,9 +20,9 @@ from everfold.history.machine.deadlines import activity_deadline, next_deadline
 from everfold.history.machine.decide.activity import IN_PROGRESS, TIMEOUT_NAMES, record_started, retry
 from everfold.history.machine.decide.chain import decide_successor, start_successor
 from everfold.history.machine.decide.closing import time_out
-from everfold.history.machine.decide.purge import purge
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.task_end import time_out_sticky_task, time_out_workflow_task
+from everfold.history.machine.removal import purge
 from everfold.history.machine.state import Activity, Run
 from everfold.history.machine.step import Reply
 from everfold.history.machine.turn import Turn

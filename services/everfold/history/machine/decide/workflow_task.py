@@ -97,8 +97,10 @@ def begin_handed_out(ctx: StepContext, namespace_id: str, workflow_id: str, star
     False: it is not that task's turn any more.
     """
     namespace = ctx.namespace(namespace_id)
-    run = namespace and ctx.find(namespace_id, namespace.name, workflow_id, start["handed_out"]["run_id"])
-    if not run:
+    run = namespace and ctx.find(
+        namespace_id, namespace.name, workflow_id, start["handed_out"]["run_id"], quarantined=True
+    )
+    if not run or run.quarantined:  # the record that brings the start may be the one that ends the run
         return False
     task = run.workflow_task
     if task is not None and task.started_event_id and task.request_id == start["request_id"]:
