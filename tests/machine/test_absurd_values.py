@@ -17,6 +17,7 @@ from shard_driver import (
     continue_as_new,
     fail_workflow,
     schedule_activity,
+    start_child,
     start_timer,
     sticky,
 )
@@ -162,3 +163,79 @@ def test_a_fairness_weight_may_be_anything_positive(shard: ShardDriver, weight: 
     shard.start(priority={"fairness_key": "k", "fairness_weight": weight})
     shard.complete(shard.poll(), schedule_activity())
     shard.complete_activity(shard.poll_activity())
+
+
+# ---- enums ----------------------------------------------------------------------------------------------------------
+
+FUTURE = [99, -1, (1 << 31) - 1, -(1 << 31)]
+
+
+@pytest.mark.parametrize("number", FUTURE)
+def test_the_cause_of_a_failed_task_may_be_of_a_newer_sdk(shard: ShardDriver, number: int) -> None:
+    shard.start()
+    for _ in range(7):  # until the failures are reported in a search attribute, which names the cause
+        task = shard.poll()
+        request = ws.RespondWorkflowTaskFailedRequest(task_token=task.task_token, cause=number)  # type: ignore[arg-type]
+        shard.request("FAIL_WORKFLOW_TASK", request, workflow_id="w", run_id=task.workflow_execution.run_id)
+        shard.sleep(30)
+    run = shard.fold.run(NAMESPACE_ID, NAMESPACE, "w", "")
+    assert run is not None
+    failed = [event for event in reads.events_of(shard.fold, run) if event.event_type == 9]
+    assert failed[0].workflow_task_failed_event_attributes.cause == number
+
+
+@pytest.mark.parametrize("number", FUTURE)
+def test_the_kind_of_a_queue_may_be_of_a_newer_sdk(shard: ShardDriver, number: int) -> None:
+    shard.start()
+    command = continue_as_new()
+    attributes = command.continue_as_new_workflow_execution_command_attributes
+    attributes.task_queue.kind = number  # type: ignore[assignment]
+    attributes.initiator = number  # type: ignore[assignment]
+    shard.complete(shard.poll(), command)
+    assert first_event(shard).initiator == number
+
+
+@pytest.mark.parametrize("number", FUTURE)
+def test_a_child_may_be_started_with_policies_of_a_newer_sdk(shard: ShardDriver, number: int) -> None:
+    shard.start()
+    command = start_child("c", policy=number)
+    attributes = command.start_child_workflow_execution_command_attributes
+    attributes.workflow_id_reuse_policy = number  # type: ignore[assignment]
+    attributes.task_queue.kind = number  # type: ignore[assignment]
+    shard.complete(shard.poll(workflow_id="w"), command)
+    shard.deliver()
+    assert shard.describe().pending_children[0].parent_close_policy == number
+    shard.terminate()
+    shard.deliver()
+
+
+@pytest.mark.parametrize("number", FUTURE)
+def test_failures_may_say_things_of_a_newer_sdk(shard: ShardDriver, number: int) -> None:
+    shard.start(retry_policy={"maximum_attempts": 2})
+    shard.complete(shard.poll(), schedule_activity(attempts=2))
+    for kind in ("timeout_failure_info", "application_failure_info"):
+        task = shard.poll_activity()
+        request = ws.RespondActivityTaskFailedRequest(task_token=task.task_token)
+        request.failure.timeout_failure_info.timeout_type = number  # type: ignore[assignment]
+        if kind == "application_failure_info":
+            request.failure.application_failure_info.category = number  # type: ignore[assignment]
+        shard.request("FAIL_ACTIVITY", request, workflow_id="w")
+        shard.sleep(2)
+    command = fail_workflow()
+    failure = command.fail_workflow_execution_command_attributes.failure
+    failure.timeout_failure_info.timeout_type = number  # type: ignore[assignment]
+    shard.complete(shard.poll(), command)
+
+
+# ---- depth ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stack_that_overflows_is_no_verdict_of_the_fold(shard: ShardDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How deep one can go depends on the interpreter, and hosts must not differ: the shard is given up instead."""
+
+    def deeper(*_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(shard.fold, "_decide", deeper)
+    with pytest.raises(RecursionError):
+        shard.start()

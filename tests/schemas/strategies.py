@@ -65,7 +65,8 @@ def _value(draw: st.DrawFn, field: FieldDescriptor, depth: int) -> Any:
     if field.message_type is not None:
         return _message(draw, field.message_type, depth + 1)
     if field.enum_type is not None:
-        return draw(st.sampled_from([value.number for value in field.enum_type.values]))
+        known = [value.number for value in field.enum_type.values]
+        return draw(st.sampled_from(known if field.is_repeated else [*known, 99, -1, (1 << 31) - 1]))
     if field.type == FieldDescriptor.TYPE_BYTES:
         return draw(BYTES)
     if field.type == FieldDescriptor.TYPE_STRING:

@@ -121,6 +121,17 @@ def test_an_event_type_newer_than_the_schema_travels_whole() -> None:
     assert events.to_protobuf(record) == event
 
 
+def test_a_number_of_an_enum_newer_than_the_schema_is_carried() -> None:
+    event = message_pb2.HistoryEvent(event_id=7, event_type=event_type_pb2.EVENT_TYPE_WORKFLOW_TASK_FAILED)
+    event.workflow_task_failed_event_attributes.cause = 99  # type: ignore[assignment]
+    event.workflow_task_failed_event_attributes.failure.timeout_failure_info.timeout_type = 2
+    said = codec.decode(events.encode_event(events.prefix(CONTEXT), event))[1]["attributes"][1]
+    assert (said["cause"], said["cause_number"]) == ("UNKNOWN", 99)
+    timeout = said["failure"]["timeout_failure_info"]
+    assert (timeout["timeout_type"], timeout["timeout_type_number"]) == ("TIMEOUT_TYPE_SCHEDULE_TO_START", 2)
+    assert round_trip(event) == event
+
+
 def test_an_event_without_attributes_travels_whole() -> None:
     event = message_pb2.HistoryEvent(event_id=7, event_type=event_type_pb2.EVENT_TYPE_TIMER_FIRED)
     assert round_trip(event) == event

@@ -5,7 +5,9 @@ The file is checked in, and a test holds that it is what this module makes. The 
     message              record of the same full name (nested: Outer_Inner, which Java can compile too)
     one message, oneof   null or the value, default null
     scalar               its Avro type, default protobuf's (uint32: a long); with explicit presence, null or the value
-    enum                 enum of protobuf's value names, the zero value being the default
+    one enum             enum of protobuf's value names and UNKNOWN; behind it, as an int, protobuf's number, which says
+                         more where the symbol is UNKNOWN: a value that is newer than the schema
+    several enums        their symbols alone: only the engine makes such lists
     repeated, map        array, map
     Timestamp, Duration  record of seconds and nanos: nanoseconds in a long end in 2262, and timeouts may not
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +33,9 @@ from everfold.schemas import registry
 EVENT: Final = message_pb2.HistoryEvent.DESCRIPTOR
 EVENT_TYPE_PREFIX: Final = "EVENT_TYPE_"
 OTHER: Final = "OtherAttributes"
+UNKNOWN: Final = "UNKNOWN"
+"""The symbol of an enum's value that is newer than the schema."""
+
 ENVELOPE_BY_HAND: Final = frozenset(["event_id", "event_time", "event_type"])
 """Fields of the event that the envelope has in a form of its own."""
 
@@ -73,15 +79,34 @@ def is_nullable(field: FieldDescriptor) -> bool:
     return not field.is_repeated and (field.message_type is not None or field.has_presence)
 
 
+def has_number(field: FieldDescriptor) -> bool:
+    """Whether a protobuf field is an enum whose number stands behind its symbol."""
+    return field.enum_type is not None and not field.is_repeated and not is_nullable(field)
+
+
+def number_name(field: FieldDescriptor) -> str:
+    """The Avro field that holds the number of such an enum."""
+    return f"{field.name}_number"
+
+
 def event_types() -> list[tuple[str, int]]:
     """The symbols of Everfold's EventType and Temporal's numbers, UNKNOWN first."""
     values = event_type_pb2.EventType.DESCRIPTOR.values
-    return [("UNKNOWN", 0), *((v.name.removeprefix(EVENT_TYPE_PREFIX), v.number) for v in values if v.number)]
+    return [(UNKNOWN, 0), *((v.name.removeprefix(EVENT_TYPE_PREFIX), v.number) for v in values if v.number)]
 
 
 class _Generator:
     def __init__(self) -> None:
         self.done: set[str] = set()
+
+    def fields(self, descriptor_fields: Iterable[FieldDescriptor]) -> list[dict[str, Any]]:
+        fields: list[dict[str, Any]] = []
+        for field in descriptor_fields:
+            fields.append(self.field(field))
+            if has_number(field):
+                doc = f"Temporal's number of {field.name}."
+                fields.append({"name": number_name(field), "type": "int", "default": 0, "doc": doc})
+        return fields
 
     def field(self, field: FieldDescriptor) -> dict[str, Any]:
         if is_map(field):
@@ -107,7 +132,7 @@ class _Generator:
             return name
         self.done.add(name)
         namespace, _, short = name.rpartition(".")
-        fields = [self.field(field) for field in descriptor.fields]
+        fields = self.fields(descriptor.fields)
         return {
             "type": "record",
             "name": short,
@@ -127,8 +152,8 @@ class _Generator:
             "name": short,
             "namespace": namespace,
             "doc": f"Protobuf enum {descriptor.full_name}.",
-            "default": descriptor.values_by_number[0].name,
-            "symbols": [value.name for value in descriptor.values],
+            "default": UNKNOWN,
+            "symbols": [*(value.name for value in descriptor.values), UNKNOWN],
         }
 
 
@@ -175,7 +200,7 @@ def generate() -> dict[str, Any]:
                 "type": "enum",
                 "name": "EventType",
                 "doc": "Temporal's event types, without their prefix. UNKNOWN is a type newer than the schema.",
-                "default": "UNKNOWN",
+                "default": UNKNOWN,
                 "symbols": symbols,
             },
             "doc": "Type of the event.",
@@ -190,7 +215,7 @@ def generate() -> dict[str, Any]:
     ]
     attributes = {field.name for field in EVENT.oneofs_by_name["attributes"].fields}
     rest = [f for f in EVENT.fields if f.name not in attributes and f.name not in ENVELOPE_BY_HAND]
-    envelope += [generator.field(field) for field in rest]
+    envelope += generator.fields(rest)
     union = ["null", *(generator.record(message_of(field)) for field in _attribute_fields()), other]
     envelope.append({"name": "attributes", "type": union, "default": None, "doc": "What the event says, by its type."})
     return {

@@ -27,9 +27,11 @@ from everfold.schemas.event_schema import (
     OTHER,
     avro_name,
     event_types,
+    has_number,
     is_map,
     is_nullable,
     message_of,
+    number_name,
 )
 from everfold.schemas.varint import long, text
 
@@ -88,12 +90,26 @@ def _single(field: FieldDescriptor) -> tuple[Encode, bytes]:
     if field.message_type is not None:
         return _message(field.message_type), b""
     if field.enum_type is not None:
-        symbols = {value.number: long(index) for index, value in enumerate(field.enum_type.values)}
-        default = symbols[0]
-        return lambda number: symbols.get(number, default), default
+        return _enum(field)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return _bytes, b"\0"
     return _SCALARS[field.cpp_type]
+
+
+def _enum(field: FieldDescriptor) -> tuple[Encode, bytes]:
+    """An enum's symbol, and its number behind it where the schema has that."""
+    assert field.enum_type is not None
+    numbered = has_number(field)
+    unknown = long(len(field.enum_type.values))
+    known = {
+        value.number: long(index) + (long(value.number) if numbered else b"")
+        for index, value in enumerate(field.enum_type.values)
+    }
+
+    def encode(number: int) -> bytes:
+        return known.get(number) or (unknown + long(number) if numbered else unknown)
+
+    return encode, known[0]
 
 
 def _nullable(inner: Encode) -> Encode:
@@ -222,8 +238,10 @@ def _set_scalar(name: str) -> Callable[[Any, Any], None]:
 
 
 def _setter(field: FieldDescriptor) -> Callable[[Any, Any], None]:
-    """How a value of the Avro record gets into the message."""
+    """How a value of the Avro record, of the field `_source`, gets into the message."""
     name = field.name
+    if has_number(field):
+        return _set_scalar(name)
     numbers = {value.name: value.number for value in field.enum_type.values} if field.enum_type is not None else None
     if is_map(field):
         value_type = message_of(field).fields_by_name["value"].message_type
@@ -256,11 +274,16 @@ def _setter(field: FieldDescriptor) -> Callable[[Any, Any], None]:
         return set_message
     if field.is_repeated:
         if numbers is not None:
-            return lambda message, value: getattr(message, name).extend(numbers[item] for item in value)
+            return lambda message, value: getattr(message, name).extend(numbers.get(item, 0) for item in value)
         return lambda message, value: getattr(message, name).extend(value)
     if numbers is not None:
         return lambda message, value: setattr(message, name, numbers[value])
     return _set_scalar(name)
+
+
+def _source(field: FieldDescriptor) -> str:
+    """The field of the Avro record from which a field of the message is read."""
+    return number_name(field) if has_number(field) else field.name
 
 
 def _is_kept(field: FieldDescriptor) -> bool:
@@ -277,7 +300,7 @@ def _filler(descriptor: Descriptor) -> Fill:
 
     def fill(message: Any, record: Mapping[str, Any]) -> None:
         if not setters:
-            setters.extend((field.name, _is_kept(field), _setter(field)) for field in descriptor.fields)
+            setters.extend((_source(field), _is_kept(field), _setter(field)) for field in descriptor.fields)
         for name, kept, setter in setters:
             value = record[name]
             if value is not None if kept else value:
@@ -298,7 +321,7 @@ def to_protobuf(record: Mapping[str, Any]) -> message_pb2.HistoryEvent:
         event.event_time.seconds = seconds
         event.event_time.nanos = micros * 1000 + record["event_time_nanos"]
     for field, setter in _rest_setters():
-        value = record[field.name]
+        value = record[_source(field)]
         if value is not None if _is_kept(field) else value:
             setter(event, value)
     if said is not None:

@@ -21,6 +21,7 @@ from everfold.frontend.calls import (
 )
 from everfold.frontend.cluster import ClusterFacts, ClusterHandlers
 from everfold.frontend.core import Core
+from everfold.frontend.depth import bounded
 from everfold.frontend.freshness import Freshness
 from everfold.frontend.gateway import SHUTDOWN_GRACE_SECONDS, Gateway, TlsFiles, open_gateway
 from everfold.frontend.limits import FrontendLimits
@@ -188,7 +189,7 @@ class FrontendServer:
             "ListClusters": operator.list_clusters,
         }
         return {
-            **{method_path(WORKFLOW_SERVICE, name): handler for name, handler in of_workflows.items()},
+            **{method_path(WORKFLOW_SERVICE, name): bounded(handler, name) for name, handler in of_workflows.items()},
             **{method_path(OPERATOR_SERVICE, name): handler for name, handler in of_operators.items()},
             method_path(EVERFOLD_SERVICE, "ReleaseWorkflow"): workflow.release,
             method_path(HEALTH_SERVICE, "Check"): this.health,

@@ -21,6 +21,7 @@ from temporalio.api.taskqueue.v1 import message_pb2 as taskqueue
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.kernel.cron import BadCron, next_time, parse_cron
+from everfold.kernel.enums import symbol
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.names import is_run_id, priority_error, queue_error, too_long
 from everfold.kernel.time import duration_error, duration_ns
@@ -74,8 +75,7 @@ class NamespaceState(Protocol):
 
 
 def _state_name(state: int) -> str:
-    name: str = namespace_enums.NamespaceState.Name(state)  # type: ignore[arg-type]
-    return name.removeprefix("NAMESPACE_STATE_").title()
+    return symbol(namespace_enums.NamespaceState, state, "NAMESPACE_STATE_").title()
 
 
 def invalid_state(namespace: NamespaceState, allowed: tuple[int, ...]) -> StatusError:

@@ -32,6 +32,7 @@ from everfold.history.machine.durations import InvalidDuration, checked_ns, set_
 from everfold.history.machine.rejections import invalid
 from everfold.history.machine.relations import send
 from everfold.history.machine.turn import Turn
+from everfold.kernel.enums import symbol
 from everfold.kernel.gotext import camel
 
 Handler = Callable[[Turn, int, command_pb2.Command, Completion], history_pb2.HistoryEvent | None]
@@ -446,10 +447,7 @@ def _illegal(cause: str, action: str, what: str) -> CommandFailed:
 
 
 def _name(command_type: int) -> str:
-    if command_type not in command_type_pb2.CommandType.values():
-        return str(command_type)
-    name = command_type_pb2.CommandType.Name(command_type).removeprefix("COMMAND_TYPE_")  # type: ignore[arg-type]
-    return camel(name)
+    return camel(symbol(command_type_pb2.CommandType, command_type, "COMMAND_TYPE_"))
 
 
 _PROTOCOL_MESSAGE: Final = command_type_pb2.CommandType.Value("COMMAND_TYPE_PROTOCOL_MESSAGE")

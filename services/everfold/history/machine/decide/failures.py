@@ -14,6 +14,7 @@ from everfold.history.machine.decide.activity_options import InvalidActivity, ch
 from everfold.history.machine.durations import InvalidDuration, checked_ns
 from everfold.history.machine.relations import Outgoing
 from everfold.kernel import gotext
+from everfold.kernel.enums import symbol
 from everfold.kernel.gotext import camel
 from everfold.kernel.limits import Limits
 from everfold.kernel.names import queue_error, too_long
@@ -88,7 +89,7 @@ def check_queue(cause: str, queue: taskqueue_pb2.TaskQueue, own: str, limit: int
 
 def shown_queue(queue: taskqueue_pb2.TaskQueue, own: str) -> str:
     """A command's task queue as Temporal's texts hold it: the message, filled in."""
-    kind = task_queue_pb2.TaskQueueKind.Name(queue.kind or task_queue_pb2.TASK_QUEUE_KIND_NORMAL)
+    kind = symbol(task_queue_pb2.TaskQueueKind, queue.kind or task_queue_pb2.TASK_QUEUE_KIND_NORMAL)
     fields = [("name", gotext.quoted(queue.name or own)), ("kind", kind)]
     if queue.normal_name:
         fields.append(("normal_name", gotext.quoted(queue.normal_name)))

@@ -132,7 +132,7 @@ def decide_add_search_attributes(ctx: StepContext, message: bytes) -> Reply:
     attributes = dict(record["search_attributes"])
     changed = False
     for name in sorted(request.search_attributes):
-        kind = _TYPE_NAMES[request.search_attributes[name]]
+        kind = _TYPE_NAMES.get(request.search_attributes[name], "Unspecified")
         if is_reserved(name):
             raise invalid(f"Search attribute {name} is reserved by system.")
         if kind == "Unspecified":

@@ -18,6 +18,7 @@ from everfold.history.machine.problems import PROBLEMS, problem
 from everfold.history.machine.state import TaskKind, WorkflowTask
 from everfold.history.machine.step import RunKey
 from everfold.history.machine.turn import Turn
+from everfold.kernel.enums import symbol
 from everfold.kernel.gotext import camel
 
 _PROBLEMS_LIMIT: Final = "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute"
@@ -48,8 +49,8 @@ def fail_workflow_task(
         turn.record(event)
     _ended(turn)
     end_failed_task(run, count=True)
-    name = failed_cause_pb2.WorkflowTaskFailedCause.Name(cause)  # type: ignore[arg-type]
-    report_problem(turn, "WorkflowTaskFailed", name.removeprefix("WORKFLOW_TASK_FAILED_CAUSE_"))
+    name = symbol(failed_cause_pb2.WorkflowTaskFailedCause, cause, "WORKFLOW_TASK_FAILED_CAUSE_")
+    report_problem(turn, "WorkflowTaskFailed", name)
     run.close_attempted = cause == _UNHANDLED
 
 
