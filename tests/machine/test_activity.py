@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 from shard_driver import NAMESPACE_ID, ShardDriver, cancel_activity, complete_workflow, schedule_activity
+from temporalio.api.enums.v1 import workflow_pb2 as enums
+from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from test_workflow_task import assert_history
 
+from everfold.history.machine import reads
 from everfold.kernel.errors import Code, StatusError
 
 
@@ -72,6 +75,49 @@ def test_schedule_to_start_is_never_retried(shard: ShardDriver) -> None:
     begin(shard, schedule_to_start=3)
     shard.sleep(4)
     assert tail(shard, 2) == ["ActivityTaskTimedOut", "WorkflowTaskScheduled"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"start_to_close": 0, "schedule_to_close": 3},
+        {"schedule_to_close": 3},
+        {"schedule_to_close": 3, "schedule_to_start": 3},
+        {"schedule_to_close": 3, "schedule_to_start": 60},
+        {"schedule_to_close": 3, "attempts": 1},
+    ],
+    ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_an_activity_that_no_worker_takes_times_out_for_that_reason(
+    shard: ShardDriver, options: dict[str, float]
+) -> None:
+    begin(shard, **options)
+    shard.sleep(4)
+    timed_out = timed_out_activity(shard)
+    assert timed_out.failure.message == "activity ScheduleToStart timeout"
+    assert timed_out.failure.timeout_failure_info.timeout_type == enums.TIMEOUT_TYPE_SCHEDULE_TO_START
+    assert timed_out.retry_state == enums.RETRY_STATE_TIMEOUT
+    assert not timed_out.started_event_id
+
+
+def test_a_later_attempt_that_no_worker_takes_ends_with_the_time_of_all_attempts(shard: ShardDriver) -> None:
+    begin(shard, start_to_close=0, schedule_to_close=5)
+    shard.fail_activity(shard.poll_activity())
+    shard.sleep(6)
+    timed_out = timed_out_activity(shard)
+    assert timed_out.failure.timeout_failure_info.timeout_type == enums.TIMEOUT_TYPE_SCHEDULE_TO_CLOSE
+    assert timed_out.failure.message.startswith("Not enough time to schedule next retry")
+    assert timed_out.failure.cause.message == "no"
+
+
+def timed_out_activity(shard: ShardDriver) -> history_pb2.ActivityTaskTimedOutEventAttributes:
+    run = shard.fold.run(NAMESPACE_ID, "default", "w", "")
+    assert run is not None
+    return next(
+        event.activity_task_timed_out_event_attributes
+        for event in reads.events_of(shard.fold, run)
+        if event.HasField("activity_task_timed_out_event_attributes")
+    )
 
 
 def test_schedule_to_close_ends_all_attempts(shard: ShardDriver) -> None:

@@ -118,6 +118,26 @@ def activity_schedule_to_start(s: Script) -> None:
     s.complete(s.poll("timed out"), s.done())
 
 
+@scenario("15o", "nobody takes an activity that names only its whole time, and one whose whole time is its last")
+def activity_that_nobody_takes(s: Script) -> None:
+    s.start()
+    nobody: dict[str, Any] = {"task_queue": {"name": f"{s.queue}-none"}, "schedule_to_close_timeout": seconds(1)}
+    s.complete(s.poll(), s.activity("a1", start_to_close_timeout=None, **nobody))
+    s.complete(s.poll("timed out"), s.activity("a2", schedule_to_start_timeout=seconds(60), **nobody))
+    s.complete(s.poll("timed out, too"), s.done())
+
+
+@scenario("15p", "nobody takes the second attempt of an activity that names only its whole time")
+def activity_attempt_that_nobody_takes(s: Script) -> None:
+    s.start()
+    retries = {"initial_interval": seconds(0.1)}
+    s.complete(
+        s.poll(), s.activity(start_to_close_timeout=None, schedule_to_close_timeout=seconds(2), retry_policy=retries)
+    )
+    s.fail_activity(s.poll_activity(), failure("first"))
+    s.complete(s.poll("timed out"), s.done())
+
+
 @scenario("15j", "the whole time of an activity is over between two attempts")
 def activity_schedule_to_close(s: Script) -> None:
     s.start()

@@ -147,10 +147,13 @@ def _activity_due(turn: Turn, activity: Activity, due_at_ns: int) -> bool:
 
 
 def _timeout_type(activity: Activity, due_at_ns: int) -> int:
+    """Which timeout is due. Two often are at once: an activity that names only schedule-to-close, and one that this
+    caps, waits for a worker as long as for its end. That no worker came is then the reason (timer_sequence.go).
+    """
+    if not activity.started and due_at_ns == activity.scheduled_at_ns + activity.schedule_to_start_ns:
+        return _SCHEDULE_TO_START
     if due_at_ns == activity.expires_at_ns:
         return _SCHEDULE_TO_CLOSE
-    if not activity.started:
-        return _SCHEDULE_TO_START
     if due_at_ns == activity.started_at_ns + activity.start_to_close_ns:
         return _START_TO_CLOSE
     return _HEARTBEAT
