@@ -74,6 +74,10 @@ def _waits_for_a_signal(out: Any) -> bool:
     return _status("RUNNING")(out) and "pendingWorkflowTask" not in out  # its first task is done
 
 
+def _has_a_beating_activity(out: Any) -> bool:
+    return "lastHeartbeatTime" in out["pendingActivities"][0]
+
+
 def _events(out: Any) -> list[str]:
     return [event["eventType"].removeprefix("EVENT_TYPE_") for event in out["events"]]
 
@@ -93,6 +97,8 @@ STEPS = [
     Step("describe-closed", "workflow describe -w {executed}", _status("COMPLETED")),
     Step("show-closed", "workflow show -w {executed}", lambda out: len(out["events"]) == 11),
     Step("show-reverse", "workflow show -w {executed} --reverse", lambda out: out["events"][0]["eventId"] == "11"),
+    Step("describe-beating", "workflow describe -w {cancelled}", _has_a_beating_activity, until=True),
+    Step("activity-reset", "activity reset -a 1 -w {cancelled} --clear-heartbeat-details", plain=True),
     Step("cancel", "workflow cancel -w {cancelled}", plain=True),
     Step("cancelled", "workflow describe -w {cancelled}", _status("CANCELED"), until=True),
     Step("terminate", "workflow terminate -w {ended} --reason enough", plain=True),

@@ -255,6 +255,25 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
         BAD,
         "Either Activity.Id or Activity.Type should be set on request.",
     ),
+    ("ResetActivityExecution", {"namespace": NS, "workflow_id": "w"}, BAD, "activity ID is required"),
+    (
+        "ResetActivityExecution",
+        {"namespace": NS, "workflow_id": "w", "activity_id": LONG},
+        BAD,
+        f"activity ID exceeds length limit. Length={len(LONG)} Limit=1000",
+    ),
+    (
+        "ResetActivityExecution",
+        {"namespace": NS, "workflow_id": "w", "activity_id": "1", "run_id": "zz"},
+        BAD,
+        "invalid run id: must be a valid UUID",
+    ),
+    (
+        "ResetActivityExecution",
+        {"namespace": NS, "workflow_id": "w", "activity_id": "1", "jitter": {"seconds": -1}},
+        BAD,
+        "invalid jitter: negative duration",
+    ),
     ("DeleteWorkflowExecution", {"namespace": NS}, BAD, "Execution is not set on request."),
     (
         "DeleteWorkflowExecution",
@@ -360,5 +379,7 @@ REFUSALS: list[tuple[str, dict[str, Any], Code, str]] = [
         "Unable to remove non-custom search attributes: RunId.",
     ),
     ("PauseActivity", {}, Code.UNIMPLEMENTED, ""),
+    ("PauseActivityExecution", {}, Code.UNIMPLEMENTED, ""),
+    ("UpdateActivityExecutionOptions", {}, Code.UNIMPLEMENTED, ""),
     ("CreateSchedule", {}, Code.UNIMPLEMENTED, ""),
 ]

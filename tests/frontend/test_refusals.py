@@ -98,6 +98,7 @@ ASKING: dict[type[Message], dict[str, dict[str, Any]]] = {
         "page_number": {"page_number": 1},
         "intermediate_page": {"intermediate_page": True},
     },
+    ws.ResetActivityExecutionRequest: {"activity_id without workflow_id": {"workflow_id": ""}},
     ws.DescribeTaskQueueRequest: {"report_task_reachability": {"report_task_reachability": True}},
     ws.RegisterNamespaceRequest: {
         "clusters": {"clusters": [{"cluster_name": "here"}, {"cluster_name": "there"}]},
@@ -125,6 +126,7 @@ BASES: dict[type[Message], dict[str, Any]] = {
         "namespace": NS,
         "task_token": encode_workflow_task_token(WorkflowTaskToken(DEFAULT.namespace_id, "w", "run", 2, 3, 1, 0, 0)),
     },
+    ws.ResetActivityExecutionRequest: {"namespace": NS, "workflow_id": "w", "activity_id": "1"},
     ws.DescribeTaskQueueRequest: {"namespace": NS, "task_queue": QUEUE},
     ws.RegisterNamespaceRequest: {"namespace": "n1", "workflow_execution_retention_period": {"seconds": 86_400}},
     ws.UpdateNamespaceRequest: {"namespace": NS, "update_info": {"description": "changed"}},

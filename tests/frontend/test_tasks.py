@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
@@ -29,6 +30,7 @@ WORKFLOW_TOKEN = encode_workflow_task_token(WorkflowTaskToken(NAMESPACE_ID, "w",
 ACTIVITY_TOKEN = encode_activity_task_token(ActivityTaskToken(NAMESPACE_ID, "w", RUN_ID, "1", "act", 5, 6, 1, 1, 0))
 QUERY_TOKEN = encode_query_token(QueryToken(NAMESPACE_ID, "q", "query-1", 1))
 
+JITTER = Duration(seconds=1)
 LARGE = {"payloads": [{"data": b"x" * 2000}]}
 SMALL_BLOBS = FrontendLimits(blob_bytes_max=1000)
 
@@ -87,6 +89,34 @@ def test_an_answer_goes_to_the_workflows_shard_byte_for_byte(method: str, kind: 
         call = frontend.router.only()
         assert (call.role, call.partition) == ("history", ids.shard_of("default", "w", SHARDS))
         assert call.args[:5] == [kind, NAMESPACE_ID, "w", RUN_ID, request_.SerializeToString()]
+
+    run(scenario)
+
+
+def test_the_newer_way_to_reset_an_activity_is_the_older_one_with_its_workflow() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        options = {"keep_paused": True, "restore_original_options": True, "reset_heartbeat": True}
+        request = ws.ResetActivityExecutionRequest(
+            namespace="default",
+            workflow_id="w",
+            run_id=RUN_ID,
+            activity_id="1",
+            identity="me",
+            jitter=JITTER,
+            **options,
+        )
+        await frontend.call("ResetActivityExecution", request, ws.ResetActivityExecutionResponse)
+        call = frontend.router.only()
+        assert (call.role, call.partition) == ("history", ids.shard_of("default", "w", SHARDS))
+        assert call.args[:4] == ["RESET_ACTIVITY", NAMESPACE_ID, "w", RUN_ID]
+        assert ws.ResetActivityRequest.FromString(call.args[4]) == ws.ResetActivityRequest(
+            namespace="default",
+            execution={"workflow_id": "w", "run_id": RUN_ID},
+            id="1",
+            identity="me",
+            jitter=JITTER,
+            **options,
+        )
 
     run(scenario)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from temporalio.api.common.v1 import message_pb2 as common
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.frontend import tokens
+from everfold.frontend import tokens, validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, parse
 from everfold.frontend.failures import server_failure, truncated
-from everfold.kernel.names import is_run_id
+from everfold.kernel.names import is_run_id, too_long
 from everfold.runtime import requests
 from everfold.runtime.requests import invalid
 
@@ -152,6 +153,40 @@ class ActivityHandlers:
         return await core.execute(
             context, "RESET_ACTIVITY", namespace, execution.workflow_id, execution.run_id, request
         )
+
+    async def reset_execution(self, context: CallContext, request: bytes) -> bytes:
+        """ResetActivityExecution: ResetActivity, as clients say it since activities can be without a workflow."""
+        core = self._core
+        message = parse(ws.ResetActivityExecutionRequest, request)
+        namespace = await core.namespace(message.namespace)
+        if not message.activity_id:
+            raise invalid("activity ID is required")
+        for what, value in (
+            ("activity ID", message.activity_id),
+            ("request ID", message.request_id),
+            ("identity", message.identity),
+        ):
+            if too_long(value, limit := core.limits.id_bytes_max):
+                raise invalid(f"{what} exceeds length limit. Length={len(value.encode())} Limit={limit}")
+        if message.run_id and not is_run_id(message.run_id):
+            raise invalid("invalid run id: must be a valid UUID")
+        if message.jitter.ToNanoseconds() < 0:
+            raise invalid("invalid jitter: negative duration")
+        validate.refuse_unbuilt(message)
+        reset = ws.ResetActivityRequest(
+            namespace=message.namespace,
+            execution=common.WorkflowExecution(workflow_id=message.workflow_id, run_id=message.run_id),
+            identity=message.identity,
+            id=message.activity_id,
+            reset_heartbeat=message.reset_heartbeat,
+            keep_paused=message.keep_paused,
+            jitter=message.jitter if message.HasField("jitter") else None,
+            restore_original_options=message.restore_original_options,
+        )
+        await core.execute(
+            context, "RESET_ACTIVITY", namespace, message.workflow_id, message.run_id, reset.SerializeToString()
+        )
+        return b""
 
     # Both -------------------------------------------------------------------------------------------------------------
 

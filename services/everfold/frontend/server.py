@@ -175,6 +175,7 @@ class FrontendServer:
             "RecordActivityTaskHeartbeat": activity.heartbeat,
             "RecordActivityTaskHeartbeatById": activity.heartbeat_by_id,
             "ResetActivity": activity.reset,
+            "ResetActivityExecution": activity.reset_execution,
             "ShutdownWorker": poll.shutdown_worker,
             "DescribeTaskQueue": queue.describe,
             "ListWorkflowExecutions": visibility.list,

@@ -47,6 +47,9 @@ UNBUILT: Final[Mapping[type[Message], Mapping[str, Callable[[Any], bool] | None]
     },
     ws.ResetWorkflowExecutionRequest: {"post_reset_operations": None},
     ws.RespondWorkflowTaskCompletedRequest: {"page_number": None, "intermediate_page": None},
+    ws.ResetActivityExecutionRequest: {
+        "activity_id without workflow_id": lambda message: not message.workflow_id,
+    },
     ws.DescribeTaskQueueRequest: {"report_task_reachability": None},
     ws.RegisterNamespaceRequest: {
         "clusters": lambda message: len(message.clusters) > 1,

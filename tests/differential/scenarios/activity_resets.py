@@ -218,6 +218,20 @@ def reset_options(s: Script) -> None:
     s.complete(s.poll(), s.done())
 
 
+@scenario("reset-activity-execution", "an activity is reset as clients say it since there are some without a workflow")
+def reset_execution(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.activity("a1", **_slow()))
+    s.fail_activity(s.poll_activity(), failure("first"))
+    here = {"namespace": NAMESPACE, "workflow_id": s.id(), "identity": CLIENT}
+    s.note("reset", s.client.call("ResetActivityExecution", **here, activity_id="a1", reset_heartbeat=True))
+    s.fail_activity(s.poll_activity("after the reset"), failure("second", non_retryable=True))
+    s.refused("no such activity", "ResetActivityExecution", **here, activity_id="nobody")
+    s.refused("no such workflow", "ResetActivityExecution", **{**here, "workflow_id": s.id("no")}, activity_id="a1")
+    s.complete(s.poll(), s.done())
+    s.refused("closed", "ResetActivityExecution", **here, activity_id="a1")
+
+
 @scenario("reset-activity-refused", "resets that are refused")
 def reset_refused(s: Script) -> None:
     s.start()
