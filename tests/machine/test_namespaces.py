@@ -40,6 +40,13 @@ def test_a_deleted_namespace_frees_its_name(shard: ShardDriver) -> None:
     assert register(shard) != first
 
 
+def test_the_name_of_the_system_namespace_is_taken(shard: ShardDriver) -> None:
+    with pytest.raises(StatusError, match='Namespace "temporal-system" already exists') as taken:
+        register(shard, "temporal-system")
+    assert taken.value.code == Code.ALREADY_EXISTS
+    register(shard, "temporal-system-two")
+
+
 @pytest.mark.parametrize("asked", [{"namespace": "nobody"}, {"namespace_id": "nobody"}])
 def test_what_does_not_exist_cannot_be_deleted(shard: ShardDriver, asked: dict[str, str]) -> None:
     with pytest.raises(StatusError) as missing:

@@ -41,6 +41,9 @@ NAMESPACES_MAX: Final = 10_000
 NAMESPACE_BYTES_MAX: Final = 64 * 1024
 """A namespace's record: data and search attributes only grow, and no record may outgrow what Kafka takes."""
 
+SYSTEM_NAMESPACE: Final = "temporal-system"
+"""A real server keeps its own workflows there, so that clients and the UI take it for no user's."""
+
 _REGISTERED: Final = enums_namespace.NAMESPACE_STATE_REGISTERED
 _TYPE_NAMES: Final = {
     number: camel(name.removeprefix("INDEXED_VALUE_TYPE_")) for name, number in enums_common.IndexedValueType.items()
@@ -50,7 +53,7 @@ _TYPE_NAMES: Final = {
 def decide_register(ctx: StepContext, message: bytes) -> Reply:
     """RegisterNamespace."""
     request = ws.RegisterNamespaceRequest.FromString(message)
-    if _by_name(ctx, request.namespace) is not None:
+    if request.namespace == SYSTEM_NAMESPACE or _by_name(ctx, request.namespace) is not None:
         raise status(
             Code.ALREADY_EXISTS,
             f'Namespace "{request.namespace}" already exists',
