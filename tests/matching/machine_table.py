@@ -78,7 +78,7 @@ class Table:
 
     def __init__(self, *, loaded: bool = True, spill: Spill | None = None, memory_tasks_max: int = 1000) -> None:
         self.now_ns = START_NS
-        self.partition = TaskPartition(0, spill, self.now_ns, memory_tasks_max)
+        self.partition = TaskPartition(0, spill, memory_tasks_max)
         #: task name -> the entry handed out for it
         self.handed: dict[str, Entry] = {}
         self.polls: dict[str, Poll] = {}

@@ -297,7 +297,9 @@ async def test_whoever_waits_in_a_partition_that_moves_is_sent_to_its_owner(
 async def test_the_worker_of_a_sticky_queue_that_shuts_down_is_reported_gone(
     service: MatchingService, history: FakeHistory
 ) -> None:
+    assert await polling(service, queue="host:1", sticky=True, timeout=1.01) == b""
     service.offer(workflow("w", queue="host:1", sticky=True))
+    assert not history.gone
     request = ws.ShutdownWorkerRequest(sticky_task_queue="host:1").SerializeToString()
     await service.shutdown_worker("ns", request)
     await history.until(1, history.gone)

@@ -136,7 +136,7 @@ class HeldPartition:
         memory_tasks_max: int,
     ) -> None:
         self.now_ns = now_ns
-        self.machine = TaskPartition(number, spill, now_ns(), memory_tasks_max)
+        self.machine = TaskPartition(number, spill, memory_tasks_max)
         self.lost = False
         self._spill = spill
         self._worker_gone = worker_gone

@@ -29,6 +29,14 @@ def sticky_timeout(s: Script) -> None:
     s.complete(s.poll("on the normal queue"), s.done())
 
 
+@scenario("10e", "a sticky task whose worker never polled for any goes to the normal queue at once")
+def sticky_worker_never_seen(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.timer(after=60), sticky=60)
+    s.signal("one")
+    s.complete(s.poll("on the normal queue"), s.done())
+
+
 @scenario("10b", "a sticky task carries only what is new")
 def sticky_task(s: Script) -> None:
     s.start()

@@ -48,7 +48,6 @@ class TaskPartition:
     Args:
         number: of the partition.
         spill: where the tails of long backlogs go; None to keep all in memory (tests, simulator).
-        now_ns: when the partition was taken.
         memory_tasks_max: see MEMORY_TASKS_MAX.
 
     Attributes:
@@ -57,10 +56,9 @@ class TaskPartition:
         polls_waiting: over all queues.
     """
 
-    def __init__(self, number: int, spill: Spill | None, now_ns: int, memory_tasks_max: int = MEMORY_TASKS_MAX) -> None:
+    def __init__(self, number: int, spill: Spill | None, memory_tasks_max: int = MEMORY_TASKS_MAX) -> None:
         self.number = number
         self.spill = spill
-        self.taken_at_ns = now_ns
         self.loaded = False
         self.budget = Budget(memory_tasks_max)
         #: task key -> Entry

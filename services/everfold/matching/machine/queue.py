@@ -5,8 +5,8 @@ task that arrives goes to the poll that waits longest, else into the backlog. A 
 its partition has read the task topics to their end, as it might be void; a sticky queue has no records and so nothing
 to wait for.
 
-A sticky queue belongs to one worker. When that worker has not polled for STICKY_WINDOW_NS, its tasks leave as
-`WorkerGone`.
+A sticky queue belongs to one worker. When that worker has not polled for STICKY_WINDOW_NS, or never yet, its tasks
+leave as `WorkerGone`.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class TaskQueue:
         self._partition.wake(self, now_ns + delay_ns)
 
     def worker_there(self, now_ns: int) -> bool:
-        """Whether the worker of a sticky queue polled lately. Right after the partition was taken nobody can have."""
+        """Whether the worker of a sticky queue polled lately. After a restart none has: its tasks are everybody's."""
         return bool(self.waiting) or self._gone_at_ns() > now_ns
 
     def worker_shut_down(self, now_ns: int) -> None:
@@ -366,9 +366,9 @@ class TaskQueue:
             self._partition.wake(self, max(self.rate.ready_at_ns(now_ns), now_ns + 1))
 
     def _gone_at_ns(self) -> int:
-        """When the worker of this sticky queue counts as gone, unless it polls before."""
+        """When the worker of this sticky queue counts as gone, unless it polls before; 0 when it never came."""
         seen_at_ns = self.pollers.last_seen_at_ns
-        return (self._partition.taken_at_ns if seen_at_ns is None else seen_at_ns) + STICKY_WINDOW_NS
+        return 0 if seen_at_ns is None else seen_at_ns + STICKY_WINDOW_NS
 
     def _abandon(self) -> None:
         for entry in self.backlog.drain():
