@@ -49,7 +49,7 @@ def test_capabilities_that_are_not_built_are_off() -> None:
         info = (await frontend.call("DescribeNamespace", request, ws.DescribeNamespaceResponse)).namespace_info
         assert info.HasField("capabilities")
         on = {field.name for field, value in info.capabilities.ListFields() if value}
-        assert on == {"eager_workflow_start", "sync_update", "async_update"}
+        assert on == {"eager_workflow_start", "sync_update", "async_update", "reported_problems_search_attribute"}
         assert not info.supports_schedules
 
     run(scenario)

@@ -47,6 +47,7 @@ def described(namespace: Namespace, limits: FrontendLimits) -> ws.DescribeNamesp
     info.data.update(namespace.data)
     capabilities = info.capabilities
     capabilities.eager_workflow_start = capabilities.sync_update = capabilities.async_update = True
+    capabilities.reported_problems_search_attribute = True  # the Web UI lists the failing workflows only then
     info.limits.blob_size_limit_error = limits.blob_bytes_max
     info.limits.memo_size_limit_error = limits.memo_bytes_max
     config = response.config
