@@ -230,13 +230,11 @@ class Script:
         )
 
     def note_description(self, label: str, name: str = "wf") -> None:
-        """Notes what clients read of a description: not its counters, which count a server's own steps."""
+        """Notes a description, but for counters, which count a server's own steps, and the time that a run took."""
         description = self.describe(name)
         info = description.workflow_execution_info
-        for field in ("state_transition_count", "history_size_bytes", "auto_reset_points", "execution_duration"):
+        for field in ("state_transition_count", "history_size_bytes", "execution_duration"):
             info.ClearField(field)
-        info.search_attributes.indexed_fields.pop("BuildIds", None)  # what worker versioning keeps for itself
-        description.ClearField("workflow_extended_info")
         self.note(label, description)
 
     # ---- histories --------------------------------------------------------------

@@ -133,6 +133,19 @@ def test_a_token_of_another_namespace_than_the_requests_is_refused() -> None:
     run(scenario, DEFAULT, OTHER)
 
 
+def test_a_build_id_that_does_not_fit_into_a_search_attribute_is_refused() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        request = ws.RespondWorkflowTaskCompletedRequest(task_token=WORKFLOW_TOKEN, namespace="default")
+        request.worker_version_stamp.build_id = "b" * 256
+        error = await frontend.error("RespondWorkflowTaskCompleted", request)
+        text = "Build ID exceeds configured limit.workerBuildIdSize, use a shorter build ID."
+        assert (error.code, error.message) == (Code.INVALID_ARGUMENT, text)
+        request.worker_version_stamp.build_id = "b" * 255
+        await frontend.call("RespondWorkflowTaskCompleted", request, ws.RespondWorkflowTaskCompletedResponse)
+
+    run(scenario)
+
+
 def test_a_token_of_one_kind_is_none_of_another() -> None:
     async def scenario(frontend: Frontend) -> None:
         request = ws.RespondActivityTaskCompletedRequest(task_token=WORKFLOW_TOKEN, namespace="default")

@@ -162,6 +162,19 @@ def test_an_activity_that_nobody_has_is_cancelled_at_once(shard: ShardDriver) ->
     assert tail(shard, 3) == ["ActivityTaskCancelRequested", "ActivityTaskCanceled", "WorkflowTaskScheduled"]
 
 
+def test_an_activity_is_cancelled_once_and_not_when_the_worker_knows_that_it_has_ended(shard: ShardDriver) -> None:
+    begin(shard)
+    activity = shard.poll_activity()
+    shard.signal()
+    with pytest.raises(StatusError, match="add-activitytask-cancel-requested-event, ScheduledEventID: 5"):
+        shard.complete(shard.poll(), cancel_activity(5), cancel_activity(5))
+    task = shard.poll()
+    shard.complete_activity(activity)  # which the worker does not know yet
+    shard.complete(task, cancel_activity(5))
+    with pytest.raises(StatusError, match="add-activitytask-cancel-requested-event, ScheduledEventID: 5"):
+        shard.complete(shard.poll(), cancel_activity(5))
+
+
 def test_canceled_without_a_request_is_refused(shard: ShardDriver) -> None:
     begin(shard)
     task = shard.poll_activity()
@@ -212,7 +225,8 @@ def test_results_that_arrive_during_a_workflow_task_wait_for_its_end(shard: Shar
 def test_an_activity_id_that_is_pending_cannot_be_scheduled_again(shard: ShardDriver) -> None:
     shard.start()
     task = shard.poll()
-    with pytest.raises(StatusError, match="ScheduleActivityDuplicateId"):
+    text = "ScheduleActivityDuplicateId: invalid history builder state for action: add-activitytask-scheduled-event"
+    with pytest.raises(StatusError, match=f"{text}, ActivityID: a"):
         shard.complete(task, schedule_activity("a"), schedule_activity("a"))
 
 

@@ -108,20 +108,30 @@ def update(update_id: str, size: int) -> ws.UpdateWorkflowExecutionRequest:
 
 
 @pytest.mark.parametrize(
-    ("limit", "command", "cause"),
+    ("limit", "command", "cause", "what"),
     [
-        ("limit.numPendingActivities.error", schedule_activity, "PENDING_ACTIVITIES_LIMIT_EXCEEDED"),
-        ("limit.numPendingChildExecutions.error", start_child, "PENDING_CHILD_WORKFLOWS_LIMIT_EXCEEDED"),
-        ("limit.numPendingSignals.error", signal_external, "PENDING_SIGNALS_LIMIT_EXCEEDED"),
-        ("limit.numPendingCancelRequests.error", cancel_external, "PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED"),
+        ("Activities", schedule_activity, "PENDING_ACTIVITIES_LIMIT_EXCEEDED", "activities"),
+        (
+            "ChildExecutions",
+            start_child,
+            "PENDING_CHILD_WORKFLOWS_LIMIT_EXCEEDED",
+            "child workflow executions",
+        ),
+        ("Signals", signal_external, "PENDING_SIGNALS_LIMIT_EXCEEDED", "signals to external workflows"),
+        (
+            "CancelRequests",
+            cancel_external,
+            "PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED",
+            "requests to cancel external workflows",
+        ),
     ],
 )
-def test_only_so_much_may_be_pending(limit: str, command: Command, cause: str) -> None:
-    shard = ShardDriver(settings={limit: 2})
+def test_only_so_much_may_be_pending(limit: str, command: Command, cause: str, what: str) -> None:
+    shard = ShardDriver(settings={f"limit.numPending{limit}.error": 2})
     shard.start()
     shard.complete(shard.poll(), command("one"), command("two"))
     shard.signal()
-    with pytest.raises(StatusError):
+    with pytest.raises(StatusError, match=f"the number of pending {what}, 2, has reached the per-workflow limit of 2"):
         shard.complete(shard.poll(), command("three"))
     assert f"cause={cause}" in shard.history()
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1.event_type_pb2 import EventType
 from temporalio.api.enums.v1.workflow_pb2 import CONTINUE_AS_NEW_INITIATOR_RETRY
 from temporalio.api.history.v1.message_pb2 import HistoryEvent, WorkflowExecutionStartedEventAttributes
@@ -36,6 +37,7 @@ _MASKED: Final = {
 _CHOSEN: Final = {"request_id", "identity", "start_request_id", "create_request_id"}
 _LEFT_OUT: Final = {"poller_scaling_decision", "poller_group_id", "poller_group_infos", "backlog_count_hint"}
 """Hints for pollers: optional, and they depend on load."""
+_YEAR_1: Final = -62_135_596_800
 
 
 class Normaliser:
@@ -63,14 +65,15 @@ class Normaliser:
     def _message(self, message: Message, prefix: str) -> Iterator[str]:
         fields = message.ListFields()
         for field, value in sorted(fields, key=lambda pair: pair[0].number):
-            if field.name in _LEFT_OUT:
+            if field.name in _LEFT_OUT or _is_no_time(value):
                 continue
             path = f"{prefix}.{field.name}" if prefix else field.name
             if field.name == "first_workflow_task_backoff" and _by_cron(message):
                 yield f"{path} = <until due>"
             elif _is_map(field):
                 for key in sorted(value):
-                    yield from self._value(_map_value(field), value[key], f"{path}[{key}]")
+                    shown = self._string("request_id" if field.name == "request_id_infos" else "", key)
+                    yield from self._value(_map_value(field), value[key], f"{path}[{shown}]")
             elif field.is_repeated:
                 for index, item in enumerate(value):
                     yield from self._value(field, item, f"{path}[{index}]")
@@ -115,6 +118,11 @@ class Normaliser:
             return repr(self.text(value.decode()))
         except UnicodeDecodeError:
             return f"base64 {base64.b64encode(value).decode()}"
+
+
+def _is_no_time(value: Any) -> bool:
+    """Go's zero time, of the year 1, which a real server writes where it has none."""
+    return isinstance(value, Timestamp) and value.seconds == _YEAR_1
 
 
 def _by_cron(message: Message) -> bool:

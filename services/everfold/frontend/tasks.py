@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from temporalio.api.enums.v1 import deployment_pb2 as enums
 from temporalio.api.enums.v1 import query_pb2 as query_enums
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -12,6 +14,9 @@ from everfold.frontend.core import Core, parse
 from everfold.frontend.failures import server_failure, truncated
 from everfold.kernel.names import too_long
 from everfold.runtime import requests
+
+BUILD_ID_BYTES_MAX: Final = 255
+"""As Temporal's limit.workerBuildIdSize: several have to fit in one search attribute."""
 
 
 class WorkflowTaskHandlers:
@@ -34,6 +39,8 @@ class WorkflowTaskHandlers:
             raise requests.invalid(
                 "versioning behavior cannot be specified without deployment options being set with versioned mode"
             )
+        if too_long(message.worker_version_stamp.build_id, BUILD_ID_BYTES_MAX):
+            raise requests.invalid("Build ID exceeds configured limit.workerBuildIdSize, use a shorter build ID.")
         if len(request) > core.limits.blob_bytes_max and _fail_large_answers(message, core.limits.blob_bytes_max):
             request = message.SerializeToString(deterministic=True)
         return await core.execute(

@@ -57,5 +57,6 @@ for _module in (
     "updates",
     "update_failures",
     "activity_resets",
+    "fields",
 ):
     importlib.import_module(f"{__name__}.{_module}")

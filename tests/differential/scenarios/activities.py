@@ -289,6 +289,33 @@ def unknown_activity_cancelled(s: Script) -> None:
     s.complete(s.poll("again"), s.done())
 
 
+@scenario("16p", "an activity is cancelled twice, and one that has ended")
+def activity_cancelled_again(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.activity("a1"))
+    task = s.poll_activity()
+    s.signal("stop it")
+    s.completion_refused("twice at once", s.poll(), _cancel(s, 5), _cancel(s, 5))
+    s.complete(s.poll(), _cancel(s, 5))
+    s.signal("again")
+    s.completion_refused("twice", s.poll(), _cancel(s, 5))
+    s.complete_activity(task)
+    s.completion_refused("ended", s.poll("with the result"), _cancel(s, 5))
+    s.complete(s.poll(), s.done())
+
+
+@scenario("16q", "an activity is cancelled whose end waits for the workflow task")
+def activity_cancelled_when_it_ended(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.activity("a1"))
+    task = s.poll_activity()
+    s.signal("stop it")
+    busy = s.poll()
+    s.complete_activity(task)
+    s.complete(busy, _cancel(s, 5))
+    s.complete(s.poll("with the result"), s.done())
+
+
 @scenario("24", "an activity comes with the completion that schedules it")
 def eager_activity(s: Script) -> None:
     s.start()

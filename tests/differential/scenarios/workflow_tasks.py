@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from temporalio.api.command.v1.message_pb2 import Command
 from temporalio.api.enums.v1 import failed_cause_pb2
 
 from differential.scenarios import scenario
@@ -177,6 +178,31 @@ def activity_refused(s: Script) -> None:
     )
 
 
+@scenario("8j", "commands that do not fit the state of the workflow")
+def commands_refused(s: Script) -> None:
+    cancel = "REQUEST_CANCEL_ACTIVITY_TASK"
+    refused_each(
+        s,
+        {
+            "activity twice": [s.activity("a"), s.activity("a", activity_type={"name": "other"})],
+            "timer twice": [s.timer("t"), s.timer("t")],
+            "cancelled timer": [command("CANCEL_TIMER", timer_id="t")],
+            "cancelled activity": [command(cancel, scheduled_event_id=77)],
+            "cancelled event": [command(cancel, scheduled_event_id=1)],
+            "cancelled nothing": [command(cancel)],
+            "message": [command("PROTOCOL_MESSAGE", message_id="nobody")],
+            "no message": [command("PROTOCOL_MESSAGE")],
+            "failure": [command("FAIL_WORKFLOW_EXECUTION")],
+            "memo": [command("MODIFY_WORKFLOW_PROPERTIES")],
+            "empty memo": [command("MODIFY_WORKFLOW_PROPERTIES", upserted_memo={})],
+            "two ends": [s.done(), s.done()],
+            "end in between": [s.done(), s.timer()],
+            "unknown": [Command(command_type=77)],  # type: ignore[arg-type]
+            "none": [Command()],
+        },
+    )
+
+
 @scenario("8h", "a signal while a failing workflow task runs")
 def signal_during_failing_task(s: Script) -> None:
     s.start()
@@ -241,3 +267,24 @@ def forced_task(s: Script) -> None:
     s.start()
     s.complete(s.poll(), force_create_new_workflow_task=True)
     s.complete(s.poll("forced"), s.done())
+
+
+@scenario("8y", "a task fails again and again: the problem that is reported is the one that the history shows")
+def reported_problem(s: Script) -> None:
+    s.start()
+    s.fail(s.poll(), "first", failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_WORKFLOW_WORKER_UNHANDLED_FAILURE)
+    for attempt in range(2, 7):
+        s.fail(s.poll(), "again", failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_NON_DETERMINISTIC_ERROR)
+        if attempt >= 4:
+            s.note_description(f"attempt {attempt}")
+    s.terminate()
+
+
+@scenario("8x", "a task times out and then fails again and again")
+def reported_timeout(s: Script) -> None:
+    s.start(workflow_task_timeout=seconds(3))
+    s.poll()
+    for _ in range(5):
+        s.fail(s.poll(), "again", failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_NON_DETERMINISTIC_ERROR)
+    s.note_description("reported")
+    s.terminate()

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Final
 
 from temporalio.api.history.v1 import message_pb2 as history_pb2
-from temporalio.api.workflow.v1 import message_pb2 as workflow_pb2
 
 from everfold.history.machine import events
 from everfold.history.machine.durations import to_ns
-from everfold.history.machine.events import TYPE_NAMES, serialize, time_ns
+from everfold.history.machine.events import TYPE_NAMES, serialize, serialize_field, time_ns
 from everfold.history.machine.state import (
     Activity,
     Child,
@@ -40,6 +39,7 @@ from everfold.history.machine.transitions import (
     task_state,
     update_state,
 )
+from everfold.history.machine.worker_builds import remember_worker
 from everfold.kernel.errors import InvariantViolation
 from everfold.kernel.retry import coefficient_ratio
 
@@ -105,7 +105,7 @@ def _started(run: Run, event: Event) -> None:
     ):
         run.run_expires_at_ns = run.execution_expires_at_ns
     run.attempt = a.attempt
-    run.retry_policy = serialize(a.retry_policy) if a.HasField("retry_policy") else b""
+    run.retry_policy = serialize_field(a, "retry_policy") or b""
     run.cron_schedule = a.cron_schedule
     if a.parent_workflow_execution.workflow_id:
         parent = a.parent_workflow_execution
@@ -119,8 +119,8 @@ def _started(run: Run, event: Event) -> None:
     run.memo = {key: serialize(a.memo.fields[key]) for key in sorted(a.memo.fields)}
     fields = a.search_attributes.indexed_fields
     run.search_attributes = {key: serialize(fields[key]) for key in sorted(fields)}
-    run.priority = serialize(a.priority) if a.HasField("priority") else b""
-    run.user_metadata = serialize(event.user_metadata) if event.HasField("user_metadata") else b""
+    run.priority = serialize_field(a, "priority")
+    run.user_metadata = serialize_field(event, "user_metadata")
     run.reset_points = [serialize(point) for point in a.prev_auto_reset_points.points]
     if a.HasField("root_workflow_execution"):
         run.root = [a.root_workflow_execution.workflow_id, a.root_workflow_execution.run_id]
@@ -247,32 +247,7 @@ def _task_completed(run: Run, event: Event) -> None:
     run.workflow_task_attempt = 1
     run.last_task_failed = []
     run.task_problems = 0
-    _add_reset_point(run, event)
-
-
-RESET_POINTS_MAX: Final = 20
-"""As Temporal's history.maxAutoResetPoints."""
-
-
-def _add_reset_point(run: Run, event: Event) -> None:
-    """Remembers the first task that a build of the worker completed (mutable_state_impl.go,
-    addResetPointFromCompletion).
-    """
-    a = event.workflow_task_completed_event_attributes
-    checksum, build_id = a.binary_checksum, a.worker_version.build_id
-    for data in run.reset_points:
-        known = workflow_pb2.ResetPointInfo.FromString(data)
-        if (build_id and known.build_id == build_id) or (not build_id and known.binary_checksum == checksum):
-            return
-    point = workflow_pb2.ResetPointInfo(
-        binary_checksum=checksum,
-        build_id=build_id,
-        run_id=run.run_id,
-        first_workflow_task_completed_id=event.event_id,
-        create_time=event.event_time,
-        resettable=not run.externals,
-    )
-    run.reset_points = [*run.reset_points, serialize(point)][-RESET_POINTS_MAX:]
+    remember_worker(run, event)
 
 
 @applies(events.TASK_FAILED)
@@ -360,7 +335,7 @@ def _activity_scheduled(run: Run, event: Event) -> None:
     activity.maximum_attempts = policy.maximum_attempts
     activity.coefficient = list(coefficient_ratio(policy.backoff_coefficient))
     activity.non_retryable_types = list(policy.non_retryable_error_types)
-    activity.priority = serialize(a.priority) if a.HasField("priority") else b""
+    activity.priority = serialize_field(a, "priority")
     run.activities[activity.scheduled_event_id] = activity
     run.activity_ids[activity.activity_id] = activity.scheduled_event_id
 

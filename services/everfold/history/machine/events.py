@@ -7,7 +7,7 @@ there is no second model of them. A stored batch is a serialized `History`, so b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -91,7 +91,10 @@ BUFFERED: Final = frozenset(
 )
 """Events from outside: while a workflow task is started they wait, without ids, until it ends."""
 
-FLUSHED_LAST: Final = CHILD_CLOSED | {ACTIVITY_COMPLETED, ACTIVITY_FAILED, ACTIVITY_TIMED_OUT, ACTIVITY_CANCELED}
+ACTIVITY_CLOSED: Final = frozenset((ACTIVITY_COMPLETED, ACTIVITY_FAILED, ACTIVITY_TIMED_OUT, ACTIVITY_CANCELED))
+"""How an activity ends."""
+
+FLUSHED_LAST: Final = CHILD_CLOSED | ACTIVITY_CLOSED
 """Among buffered events these go behind the others when they get their ids (event_store.go, reorderBuffer)."""
 
 TYPE_NAMES: Final[dict[int, str]] = {
@@ -109,6 +112,32 @@ def serialize(message: Message) -> bytes:
 def attributes_of(event: history_pb2.HistoryEvent) -> Any:
     """The attributes of an event, whatever its type."""
     return getattr(event, str(event.WhichOneof("attributes")))
+
+
+_LEFT_OUT_IF_EMPTY: Final = frozenset(("memo", "search_attributes"))
+
+
+def copy_fields(source: Message, target: Message, names: Iterable[str]) -> None:
+    """Copies the fields of those names that are set, empty messages included.
+
+    A memo and search attributes without an entry are left out, and only they, as on a real server (1.32).
+    """
+    for name in names:
+        if source.HasField(name) and not (name in _LEFT_OUT_IF_EMPTY and not getattr(source, name).ByteSize()):
+            getattr(target, name).CopyFrom(getattr(source, name))
+
+
+def serialize_field(message: Message, name: str) -> bytes | None:
+    """A field's message as bytes; None where it is not set. An empty message is set."""
+    return serialize(getattr(message, name)) if message.HasField(name) else None
+
+
+def set_field(message: Message, name: str, data: bytes | None) -> None:
+    """The opposite of `serialize_field`."""
+    if data is not None:
+        field = getattr(message, name)
+        field.ParseFromString(data)
+        field.SetInParent()
 
 
 def framed(event: bytes) -> bytes:

@@ -68,12 +68,12 @@ def emit_task(
     attempt: int,
     stamp: int,
     deadline_ns: int,
-    priority: bytes,
+    priority: bytes | None,
 ) -> str:
     """A task record; returns its id, which is the place where it was made."""
     origin = ctx.next_output()
     task_id = f"{origin.partition}-{origin.epoch}-{origin.offset}-{origin.index}"
-    wanted = common_pb2.Priority.FromString(priority)
+    wanted = common_pb2.Priority.FromString(priority or b"")
     record = {
         "task_id": task_id,
         "namespace_id": run.namespace_id,

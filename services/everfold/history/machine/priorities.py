@@ -7,13 +7,13 @@ from temporalio.api.common.v1 import message_pb2 as common_pb2
 from everfold.history.machine.events import serialize
 
 
-def merge(base: bytes, override: bytes) -> bytes:
-    """Field by field, what the override sets, else what the base does; serialized Priority messages, empty for none.
+def merge(base: bytes | None, override: bytes | None) -> bytes | None:
+    """Field by field, what the override sets, else what the base does; serialized Priority messages, None for none.
 
     Source: common/priorities/priority_util.go, Merge.
     """
-    if not base or not override:
-        return override or base
+    if base is None or override is None:
+        return base if override is None else override
     merged = common_pb2.Priority.FromString(base)
     merged.MergeFromString(override)
     return serialize(merged)

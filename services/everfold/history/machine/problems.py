@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
-from temporalio.api.common.v1 import message_pb2 as common_pb2
-
-from everfold.history.machine.events import serialize
+from everfold.history.machine.attribute_values import keyword_list
 
 PROBLEMS: Final = "TemporalReportedProblems"
 
 
 def problem(category: str, cause: str) -> bytes:
     """Its value, as a serialized Payload."""
-    said = [f"category={category}", f"cause={cause}"]
-    payload = common_pb2.Payload(data=json.dumps(said, separators=(",", ":")).encode())
-    payload.metadata["encoding"] = b"json/plain"
-    payload.metadata["type"] = b"KeywordList"
-    return serialize(payload)
+    return keyword_list([f"category={category}", f"cause={cause}"])

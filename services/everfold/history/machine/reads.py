@@ -22,7 +22,7 @@ from everfold.history.machine import keys, responses
 from everfold.history.machine.context import NamespaceInfo
 from everfold.history.machine.decide.search_attributes import set_types
 from everfold.history.machine.durations import set_duration
-from everfold.history.machine.events import frame_ends, framed, parse_history, serialize, set_time, varint
+from everfold.history.machine.events import frame_ends, framed, parse_history, serialize, set_field, set_time, varint
 from everfold.history.machine.history_rows import batch_start, event_at
 from everfold.history.machine.history_tails import HistoryRow
 from everfold.history.machine.rejections import invalid, not_found, workflow_not_found
@@ -336,8 +336,7 @@ def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
                 getattr(config, name).CopyFrom(getattr(a, name))
         response.workflow_extended_info.original_start_time.CopyFrom(started.event_time)
     set_duration(config.default_workflow_task_timeout, run.task_timeout_ns)
-    if run.user_metadata:
-        config.user_metadata.ParseFromString(run.user_metadata)
+    set_field(config, "user_metadata", run.user_metadata)
     _fill_info(response.workflow_execution_info, run, info)
     for activity in run.activities.values():
         _fill_activity(response.pending_activities.add(), run, activity)
@@ -369,8 +368,8 @@ def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
     extended.reset_run_id = run.reset_run_id
     if run.original_run_id != run.run_id:  # a reset made it (mutable_state_impl.go, IsResetRun)
         set_time(extended.last_reset_time, run.started_at_ns)
-    if run.create_request_id:
-        known = extended.request_id_infos[run.create_request_id]
+    if request_id := run.start_request_id or run.create_request_id:
+        known = extended.request_id_infos[request_id]
         known.event_type = 1  # type: ignore[assignment]
         known.event_id = 1
     return serialize(response)
@@ -397,6 +396,7 @@ def _fill_info(out: workflow_pb2.WorkflowExecutionInfo, run: Run, namespace: Nam
     for name, payload in run.search_attributes.items():
         out.search_attributes.indexed_fields[name].ParseFromString(payload)
     set_types(out.search_attributes, namespace)
+    out.auto_reset_points.SetInParent()
     for data in run.reset_points:
         out.auto_reset_points.points.add().ParseFromString(data)
     root = run.root or [run.workflow_id, run.run_id]
@@ -405,8 +405,9 @@ def _fill_info(out: workflow_pb2.WorkflowExecutionInfo, run: Run, namespace: Nam
         out.parent_namespace_id = run.parent[0]
         out.parent_execution.workflow_id, out.parent_execution.run_id = run.parent[2], run.parent[3]
     out.first_run_id = run.first_run_id
-    if run.priority:
-        out.priority.ParseFromString(run.priority)
+    set_field(out, "priority", run.priority)
+    set_field(out, "most_recent_worker_version_stamp", run.worker_version_stamp)
+    out.worker_deployment_name = run.worker_deployment
 
 
 def _fill_activity(out: workflow_pb2.PendingActivityInfo, run: Run, activity: Activity) -> None:
@@ -449,8 +450,7 @@ def _fill_activity(out: workflow_pb2.PendingActivityInfo, run: Run, activity: Ac
     policy.backoff_coefficient = activity.coefficient[0] / activity.coefficient[1]
     policy.maximum_attempts = activity.maximum_attempts
     policy.non_retryable_error_types.extend(activity.non_retryable_types)
-    if activity.priority:
-        out.priority.ParseFromString(activity.priority)
+    set_field(out, "priority", activity.priority)
 
 
 def events_of(fold: ShardFold, run: Run) -> list[history_pb2.HistoryEvent]:

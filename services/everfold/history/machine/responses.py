@@ -15,7 +15,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.machine import events, keys
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.durations import set_duration
-from everfold.history.machine.events import serialize, set_time
+from everfold.history.machine.events import serialize, set_field, set_time
 from everfold.history.machine.priorities import merge
 from everfold.history.machine.protocol import messages_for
 from everfold.history.machine.state import Activity, Run, WorkflowTask
@@ -179,6 +179,5 @@ def activity_message(ctx: StepContext, run: Run, activity: Activity) -> ws.PollA
     set_duration(response.start_to_close_timeout, activity.start_to_close_ns)
     set_duration(response.heartbeat_timeout, activity.heartbeat_ns)
     response.retry_policy.CopyFrom(a.retry_policy)
-    if priority := merge(run.priority, activity.priority):
-        response.priority.ParseFromString(priority)
+    set_field(response, "priority", merge(run.priority, activity.priority))
     return response

@@ -126,6 +126,7 @@ class Activity:
         last_failure: serialized Failure; empty for none.
         heartbeat_details: serialized Payloads; empty for none.
         heartbeat_recorded_at_ns: of the last heartbeat; 0 for none.
+        priority: serialized Priority; None when the command had none, which the worker is not told then.
     """
 
     __slots__ = FIELDS = (
@@ -197,7 +198,7 @@ class Activity:
     last_failure: bytes
     heartbeat_details: bytes
     cancel_requested_event_id: int
-    priority: bytes
+    priority: bytes | None
     last_worker_identity: str
     last_attempt_completed_at_ns: int
     heartbeat_recorded_at_ns: int
@@ -209,7 +210,8 @@ class Activity:
             setattr(self, name, 0)
         self.activity_id = self.activity_type = self.task_queue = self.request_id = self.identity = self.task_id = ""
         self.last_worker_identity = ""
-        self.last_failure = self.heartbeat_details = self.priority = b""
+        self.last_failure = self.heartbeat_details = b""
+        self.priority = None
         self.coefficient = [2, 1]
         self.non_retryable_types = []
         self.reset = self.reset_heartbeat = False
@@ -360,6 +362,7 @@ class Run:
         updates: update id -> Update.
         buffered: serialized events that wait for the started workflow task to end; they have no ids yet.
         memo: name -> serialized Payload; `search_attributes` likewise.
+        priority: serialized Priority of the start; None when it had none. `user_metadata` likewise.
         deadline_ns: due time of the run's timer row; 0 for none.
         sticky_row: True while the row exists that marks a scheduled task without a task record.
         quarantined: why the run is parked; "" when it is not.
@@ -370,6 +373,9 @@ class Run:
         reset_run_id: the latest run that a reset made from this one; results of children go there.
         reset_points: serialized ResetPointInfo of the first workflow task that each worker build completed, oldest
             first, those of earlier runs of the chain included.
+        worker_version_stamp: serialized, of the worker that completed the latest task; None when it sent none.
+        start_request_id: of a run that a reset made: the request of its WorkflowExecutionStarted; else "".
+        worker_deployment: name of that worker's deployment; "" for none.
     """
 
     FIELDS: Final = (
@@ -430,6 +436,9 @@ class Run:
         "reset_run_id",
         "reset_points",
         "task_problems",
+        "worker_version_stamp",
+        "worker_deployment",
+        "start_request_id",
     )
     _NESTED: Final = (
         "workflow_task",
@@ -484,8 +493,8 @@ class Run:
     deadline_ns: int
     sticky_row: bool
     quarantined: str
-    priority: bytes
-    user_metadata: bytes
+    priority: bytes | None
+    user_metadata: bytes | None
     parent: list[Any]
     root: list[str]
     last_task_failed: list[Any]
@@ -500,6 +509,9 @@ class Run:
     updates_total: int
     reset_run_id: str
     reset_points: list[bytes]
+    worker_version_stamp: bytes | None
+    worker_deployment: str
+    start_request_id: str
 
     children: dict[int, Child]
     externals: dict[int, External]
@@ -531,6 +543,8 @@ class Run:
             "cron_schedule",
             "successor_run_id",
             "reset_run_id",
+            "worker_deployment",
+            "start_request_id",
         ):
             setattr(self, name, "")
         self.status = Status.RUNNING
@@ -542,7 +556,8 @@ class Run:
         self.buffered = []
         self.memo = {}
         self.search_attributes = {}
-        self.priority = self.user_metadata = self.retry_policy = b""
+        self.priority = self.user_metadata = self.worker_version_stamp = None
+        self.retry_policy = b""
         self.children = {}
         self.externals = {}
         self.updates = {}

@@ -273,7 +273,7 @@ def workflow_offer(ctx: StepContext, run: Run) -> TaskOffer:
     """The offer of a run's scheduled workflow task."""
     task = run.workflow_task
     assert task is not None
-    priority = common_pb2.Priority.FromString(run.priority)
+    priority = common_pb2.Priority.FromString(run.priority or b"")
     return TaskOffer(
         "workflow",
         run.namespace_id,
@@ -298,7 +298,7 @@ def workflow_offer(ctx: StepContext, run: Run) -> TaskOffer:
 
 def activity_offer(ctx: StepContext, run: Run, activity: Activity, deadline_ns: int) -> TaskOffer:
     """The offer of an activity's current attempt."""
-    priority = common_pb2.Priority.FromString(merge(run.priority, activity.priority))
+    priority = common_pb2.Priority.FromString(merge(run.priority, activity.priority) or b"")
     return TaskOffer(
         "activity",
         run.namespace_id,

@@ -29,7 +29,7 @@ from everfold.history.machine.decide.failures import (
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.search_attributes import check_command_attributes, set_types
 from everfold.history.machine.durations import fill_timeouts, set_duration, to_ns
-from everfold.history.machine.events import set_time, time_ns
+from everfold.history.machine.events import copy_fields, set_time, time_ns
 from everfold.history.machine.history_rows import event_at
 from everfold.history.machine.state import Run, UpdateStage
 from everfold.history.machine.step import RunKey, UpdateNews
@@ -48,6 +48,8 @@ _OF_THE_START_ALONE: Final = (
     "workflow_execution_expiration_time",
 )
 """What WorkflowExecutionStarted says of the request that made it, and not of the workflow."""
+
+_PARENTS: Final = ("parent_workflow_execution", "root_workflow_execution")
 
 REQUESTS_HANDED_ON_MAX: Final = 256
 """Request ids of the latest signals that the next run knows: a sender that asks again, because no answer came, does so
@@ -170,7 +172,8 @@ def start_successor(
     else:
         attributes.initiator = workflow_pb2.CONTINUE_AS_NEW_INITIATOR_RETRY
         attributes.attempt = turn.run.attempt + 1
-    _start_successor(turn, attributes, successor.run_id, successor.backoff_ns)
+    set_duration(attributes.first_workflow_task_backoff, successor.backoff_ns)
+    _start_successor(turn, attributes, successor.run_id)
 
 
 def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
@@ -183,24 +186,22 @@ def start_continued(turn: Turn, command: ContinueAsNew, run_id: str) -> None:
     attributes = Started()
     attributes.workflow_type.CopyFrom(closing.workflow_type)
     attributes.task_queue.CopyFrom(closing.task_queue)
-    for name in ("input", "header", "memo", "search_attributes", "last_completion_result"):
-        if closing.HasField(name):
-            getattr(attributes, name).CopyFrom(getattr(closing, name))
+    copy_fields(closing, attributes, ("input", "header", "memo", "search_attributes", "last_completion_result"))
     if closing.HasField("failure"):
         attributes.continued_failure.CopyFrom(closing.failure)
-    if previous.HasField("workflow_execution_timeout"):
-        attributes.workflow_execution_timeout.CopyFrom(previous.workflow_execution_timeout)
+    copy_fields(previous, attributes, ("workflow_execution_timeout", "priority", *_PARENTS))
     attributes.workflow_run_timeout.CopyFrom(closing.workflow_run_timeout)
     attributes.workflow_task_timeout.CopyFrom(closing.workflow_task_timeout)
-    if command.HasField("retry_policy"):
-        attributes.retry_policy.CopyFrom(command.retry_policy)
+    copy_fields(command, attributes, ("retry_policy",))
     attributes.initiator = closing.initiator or workflow_pb2.CONTINUE_AS_NEW_INITIATOR_WORKFLOW
     attributes.attempt = 1
     attributes.cron_schedule = command.cron_schedule
-    if previous.HasField("priority"):
-        attributes.priority.CopyFrom(previous.priority)
-    _copy_parent(previous, attributes)
-    _start_successor(turn, attributes, run_id, _least_backoff(turn, to_ns(closing.backoff_start_interval)))
+    for name in ("parent_workflow_namespace", "parent_workflow_namespace_id", "parent_initiated_event_id"):
+        setattr(attributes, name, getattr(previous, name))
+    backoff_ns = _least_backoff(turn, to_ns(closing.backoff_start_interval))
+    if backoff_ns or closing.HasField("backoff_start_interval"):
+        set_duration(attributes.first_workflow_task_backoff, backoff_ns)
+    _start_successor(turn, attributes, run_id)
 
 
 def check_continue_as_new(turn: Turn, command: ContinueAsNew, cause: str) -> ContinueAsNewTimeouts:
@@ -255,17 +256,16 @@ def record_continued_as_new(
     a.workflow_type.name = command.workflow_type.name or run.workflow_type
     a.task_queue.name = command.task_queue.name or run.task_queue
     a.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
-    for name in ("input", "header", "memo", "search_attributes", "failure", "last_completion_result"):
-        if command.HasField(name):
-            getattr(a, name).CopyFrom(getattr(command, name))
+    copy_fields(command, a, ("input", "header", "memo", "search_attributes", "failure", "last_completion_result"))
     namespace = turn.ctx.namespace(run.namespace_id)
-    if namespace is not None and command.HasField("search_attributes"):
+    if namespace is not None and a.HasField("search_attributes"):
         set_types(a.search_attributes, namespace)
     set_duration(a.workflow_run_timeout, timeouts.run_ns)
     set_duration(a.workflow_task_timeout, timeouts.task_ns)
     if command.HasField("backoff_start_interval"):
         set_duration(a.backoff_start_interval, timeouts.backoff_ns)
     a.initiator = command.initiator
+    a.inherit_build_id = command.inherit_build_id
     a.workflow_task_completed_event_id = completed_event_id
     return turn.record(event)
 
@@ -286,16 +286,7 @@ def first_event(turn: Turn) -> history_pb2.HistoryEvent:
     return event
 
 
-def _copy_parent(source: Started, target: Started) -> None:
-    for name in ("parent_workflow_namespace", "parent_workflow_namespace_id", "parent_initiated_event_id"):
-        setattr(target, name, getattr(source, name))
-    if source.HasField("parent_workflow_execution"):
-        target.parent_workflow_execution.CopyFrom(source.parent_workflow_execution)
-    if source.HasField("root_workflow_execution"):
-        target.root_workflow_execution.CopyFrom(source.root_workflow_execution)
-
-
-def _start_successor(turn: Turn, attributes: Started, run_id: str, backoff: int) -> None:
+def _start_successor(turn: Turn, attributes: Started, run_id: str) -> None:
     """Makes the next run of the chain, points the workflow id at it, and moves updates that may follow."""
     previous, ctx = turn.run, turn.ctx
     run = Run()
@@ -312,8 +303,6 @@ def _start_successor(turn: Turn, attributes: Started, run_id: str, backoff: int)
     a.first_execution_run_id = previous.first_run_id
     a.original_execution_run_id = run_id
     a.workflow_id = run.workflow_id
-    if backoff:
-        set_duration(a.first_workflow_task_backoff, backoff)
     _hand_on_reset_points(turn, a)
     if previous.execution_expires_at_ns:
         set_time(a.workflow_execution_expiration_time, previous.execution_expires_at_ns)

@@ -25,9 +25,9 @@ from everfold.history.machine.decide.failures import (
     check_queue,
     shown_queue,
 )
-from everfold.history.machine.decide.search_attributes import check_command_attributes, check_command_sizes
+from everfold.history.machine.decide.search_attributes import check_command_attributes, check_command_sizes, set_types
 from everfold.history.machine.durations import fill_timeouts, set_duration
-from everfold.history.machine.events import serialize
+from everfold.history.machine.events import copy_fields, serialize, serialize_field
 from everfold.history.machine.priorities import merge
 from everfold.history.machine.relations import Outgoing, sender
 from everfold.history.machine.state import Run
@@ -72,9 +72,9 @@ def start_child(
     a.workflow_type.CopyFrom(attributes.workflow_type)
     a.task_queue.name = attributes.task_queue.name or run.task_queue
     a.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
-    for field in ("input", "header", "memo", "search_attributes", "priority", "retry_policy"):
-        if attributes.HasField(field):
-            getattr(a, field).CopyFrom(getattr(attributes, field))
+    copy_fields(attributes, a, ("input", "header", "memo", "search_attributes", "priority", "retry_policy"))
+    if (namespace := ctx.namespace(run.namespace_id)) is not None and a.HasField("search_attributes"):
+        set_types(a.search_attributes, namespace)
     if attributes.HasField("workflow_execution_timeout"):
         set_duration(a.workflow_execution_timeout, timeouts[0])
     set_duration(a.workflow_run_timeout, timeouts[1])
@@ -85,6 +85,7 @@ def start_child(
     )
     a.control = attributes.control
     a.cron_schedule = attributes.cron_schedule
+    a.inherit_build_id = attributes.inherit_build_id
     a.workflow_task_completed_event_id = completed_event_id
     turn.record(event)
     if command.HasField("user_metadata"):
@@ -108,8 +109,8 @@ def child_message(ctx: StepContext, run: Run, event: history_pb2.HistoryEvent, h
         "root": run.root or [run.workflow_id, run.run_id],
         "namespace": ctx.rows.get(keys.namespace(run.namespace_id)),
         "initiated": serialize(a),
-        "priority": merge(run.priority, serialize(a.priority) if a.HasField("priority") else b""),
-        "user_metadata": serialize(event.user_metadata) if event.HasField("user_metadata") else b"",
+        "priority": merge(run.priority, serialize_field(a, "priority")),
+        "user_metadata": serialize_field(event, "user_metadata"),
     }
     if heir_of:
         message["heir_of"] = list(heir_of)
@@ -212,7 +213,7 @@ def signal_external(
         cause,
         "SignalExternalWorkflowExecutionCommandAttributes.Input exceeds size limit.",
     )
-    _check_pending(turn, "signal", "limit.numPendingSignals.error", "PENDING_SIGNALS_LIMIT_EXCEEDED")
+    _check_pending(turn, "signal", "signals to", "limit.numPendingSignals.error", "PENDING_SIGNALS_LIMIT_EXCEEDED")
     event = turn.new(events.SIGNAL_EXTERNAL_INITIATED)
     a = event.signal_external_workflow_execution_initiated_event_attributes
     a.namespace, a.namespace_id = attributes.namespace, run.namespace_id
@@ -274,7 +275,8 @@ def cancel_external(
     if any(out.kind == "StartChild" and out.workflow_id == attributes.workflow_id for out in completion.messages):
         reason = "Start and RequestCancel for child workflow is not allowed in same workflow task."
         raise CommandFailed(cause, f"{reason} {id_} {where}")
-    _check_pending(turn, "cancel", "limit.numPendingCancelRequests.error", "PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED")
+    limit = "limit.numPendingCancelRequests.error"
+    _check_pending(turn, "cancel", "requests to cancel", limit, "PENDING_REQUEST_CANCEL_LIMIT_EXCEEDED")
     event = turn.new(events.CANCEL_EXTERNAL_INITIATED)
     a = event.request_cancel_external_workflow_execution_initiated_event_attributes
     a.namespace, a.namespace_id = attributes.namespace, run.namespace_id
@@ -332,10 +334,14 @@ def _fill_external(a: Any, external: Any, initiated_event_id: int) -> None:
     a.control = external.control
 
 
-def _check_pending(turn: Turn, kind: str, limit: str, cause: str) -> None:
+def _check_pending(turn: Turn, kind: str, what: str, limit: str, cause: str) -> None:
     pending = sum(1 for external in turn.run.externals.values() if external.kind == kind)
     if turn.ctx.limits.reached(limit, pending):
-        raise CommandFailed(cause, f"{pending} are pending, the per-workflow limit is {turn.ctx.limits[limit]}")
+        raise CommandFailed(
+            cause,
+            f"the number of pending {what} external workflows, {pending}, has reached the per-workflow limit of "
+            f"{turn.ctx.limits[limit]}",
+        )
 
 
 def _check_namespace(run: Run, namespace: str, cause: str) -> None:

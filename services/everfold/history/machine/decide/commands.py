@@ -31,6 +31,7 @@ from everfold.history.machine.decide.search_attributes import (
 from everfold.history.machine.durations import InvalidDuration, checked_ns, set_duration
 from everfold.history.machine.rejections import invalid
 from everfold.history.machine.relations import send
+from everfold.history.machine.state import Run
 from everfold.history.machine.turn import Turn
 from everfold.kernel.enums import symbol
 from everfold.kernel.gotext import camel
@@ -152,8 +153,10 @@ def _schedule_activity(
             f"{limits['limit.numPendingActivities.error']}",
         )
     if attributes.activity_id in run.activity_ids:
-        raise CommandFailed(
-            "SCHEDULE_ACTIVITY_DUPLICATE_ID", f"activity id {attributes.activity_id} is already pending"
+        raise _illegal(
+            "SCHEDULE_ACTIVITY_DUPLICATE_ID",
+            "add-activitytask-scheduled-event",
+            f"ActivityID: {attributes.activity_id}",
         )
     a.workflow_task_completed_event_id = completed_event_id
     return turn.record(event)
@@ -170,7 +173,7 @@ def _request_cancel_activity(
             "ScheduledEventId is not set on RequestCancelActivityTaskCommand.",
         )
     activity = run.activities.get(scheduled_event_id)
-    if activity is None and scheduled_event_id >= run.next_event_id:
+    if activity.cancel_requested_event_id if activity else not _ended_unseen(run, scheduled_event_id):
         raise _illegal(
             "BAD_REQUEST_CANCEL_ACTIVITY_ATTRIBUTES",
             "add-activitytask-cancel-requested-event",
@@ -194,6 +197,16 @@ def _request_cancel_activity(
         turn.record_behind(canceled)
         completion.wants_task = True
     return event
+
+
+def _ended_unseen(run: Run, scheduled_event_id: int) -> bool:
+    """Whether an activity has ended since the worker got its task, so that cancelling it was no mistake."""
+    waiting = (history_pb2.HistoryEvent.FromString(data) for data in run.buffered)
+    return any(
+        event.event_type in events.ACTIVITY_CLOSED
+        and events.attributes_of(event).scheduled_event_id == scheduled_event_id
+        for event in waiting
+    )
 
 
 # ---- timers and markers ---------------------------------------------------------------------------------------------
@@ -417,11 +430,15 @@ def _modify_properties(
     turn: Turn, completed_event_id: int, command: command_pb2.Command, completion: Completion
 ) -> history_pb2.HistoryEvent:
     attributes = command.modify_workflow_properties_command_attributes
-    if not attributes.upserted_memo.fields:
-        raise CommandFailed(
-            "BAD_MODIFY_WORKFLOW_PROPERTIES_ATTRIBUTES",
-            "UpsertedMemo.Fields is not set on ModifyWorkflowPropertiesCommand.",
-        )
+    for given, what in (
+        (attributes.HasField("upserted_memo"), "UpsertedMemo"),
+        (attributes.upserted_memo.fields, "UpsertedMemo.Fields"),
+    ):
+        if not given:
+            raise CommandFailed(
+                "BAD_MODIFY_WORKFLOW_PROPERTIES_ATTRIBUTES",
+                f"{what} is not set on ModifyWorkflowPropertiesCommand.",
+            )
     check_blob(
         _memo_size(turn, attributes.upserted_memo),
         turn.ctx.limits["limit.memoSize.error"],

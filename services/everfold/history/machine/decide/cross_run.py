@@ -22,6 +22,7 @@ from everfold.history.machine.decide.ending import Termination, end_run
 from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.decide.signal import has_all_signals, remember_request
 from everfold.history.machine.decide.start import Parent, create_run, make_room
+from everfold.history.machine.events import copy_fields, set_field
 from everfold.history.machine.history_rows import event_at
 from everfold.history.machine.relations import send
 from everfold.history.machine.state import Child, Run, Status
@@ -102,17 +103,13 @@ def _start_child(ctx: StepContext, namespace: NamespaceInfo, workflow_id: str, _
         answer["run_id"] = current.first_run_id
     else:
         request = ws.StartWorkflowExecutionRequest(workflow_id=workflow_id, request_id=request_id)
-        for name in _CHILD_FIELDS:
-            if attributes.HasField(name):
-                getattr(request, name).CopyFrom(getattr(attributes, name))
+        copy_fields(attributes, request, _CHILD_FIELDS)
         request.workflow_type.CopyFrom(attributes.workflow_type)
         request.task_queue.CopyFrom(attributes.task_queue)
         request.workflow_id_reuse_policy = attributes.workflow_id_reuse_policy
         request.cron_schedule = attributes.cron_schedule
-        if message["priority"]:
-            request.priority.ParseFromString(message["priority"])
-        if message["user_metadata"]:
-            request.user_metadata.ParseFromString(message["user_metadata"])
+        for name in ("priority", "user_metadata"):
+            set_field(request, name, message[name])
         try:
             child_run_id = ctx.new_id()
             # The start of a child is not repeated: it does not wait until the run in its way is old enough.

@@ -106,6 +106,7 @@ def _rebuild(ctx: StepContext, base: Run, point: int, request_id: str) -> Run:
     run.workflow_id, run.slot = base.workflow_id, base.slot
     run.run_id = ctx.new_id()
     run.create_request_id = request_id
+    run.start_request_id = base.start_request_id or base.create_request_id
     run.retention_ns = base.retention_ns
     run.request_ids = dict.fromkeys(base.request_ids, 0)
     for row in _rows(ctx, base, point):

@@ -23,7 +23,7 @@ from everfold.history.machine.decide.search_attributes import check_search_attri
 from everfold.history.machine.decide.signal import check_signal, is_repeated_signal, record_signal, signal_link
 from everfold.history.machine.decide.task_start import begin_task
 from everfold.history.machine.durations import InvalidDuration, checked_ns, fill_timeouts, set_duration
-from everfold.history.machine.events import serialize, set_time, varint
+from everfold.history.machine.events import copy_fields, serialize, set_time, varint
 from everfold.history.machine.rejections import already_started, busy, invalid
 from everfold.history.machine.state import Run, Status
 from everfold.history.machine.step import Reply
@@ -33,6 +33,17 @@ from everfold.kernel.ids import slot_of
 _FAILED: Final = frozenset((Status.FAILED, Status.CANCELED, Status.TERMINATED, Status.TIMED_OUT))
 
 _TERMINATE_REASON: Final = "TerminateIfRunning WorkflowIdReusePolicy"
+
+_COPIED: Final = (
+    "input",
+    "last_completion_result",
+    "continued_failure",
+    "memo",
+    "search_attributes",
+    "header",
+    "priority",
+)
+"""What WorkflowExecutionStarted takes from the request as it is."""
 
 _REUSE_TEXTS: Final = {
     "finished": "Workflow execution already finished. WorkflowId: {0}, RunId: {1}. "
@@ -256,8 +267,6 @@ def create_run(
     a.workflow_type.CopyFrom(request.workflow_type)
     a.task_queue.name = request.task_queue.name
     a.task_queue.kind = task_queue_pb2.TASK_QUEUE_KIND_NORMAL
-    if request.HasField("input"):
-        a.input.CopyFrom(request.input)
     try:
         execution_ns = checked_ns(request.workflow_execution_timeout)
         run_ns = checked_ns(request.workflow_run_timeout)
@@ -286,9 +295,7 @@ def create_run(
         set_duration(a.first_workflow_task_backoff, backoff_ns)
         a.cron_schedule = request.cron_schedule
         a.initiator = enums.CONTINUE_AS_NEW_INITIATOR_CRON_SCHEDULE
-    for name in ("last_completion_result", "continued_failure"):
-        if request.HasField(name):
-            getattr(a, name).CopyFrom(getattr(request, name))
+    copy_fields(request, a, _COPIED)
     if execution_ns:
         set_time(a.workflow_execution_expiration_time, ctx.now_ns + delay_ns + execution_ns)
     a.original_execution_run_id = run.run_id
@@ -296,14 +303,6 @@ def create_run(
     a.identity = request.identity
     a.attempt = 1
     a.workflow_id = request.workflow_id
-    if request.HasField("memo"):
-        a.memo.CopyFrom(request.memo)
-    if request.HasField("search_attributes"):
-        a.search_attributes.CopyFrom(request.search_attributes)
-    if request.HasField("header"):
-        a.header.CopyFrom(request.header)
-    if request.HasField("priority"):
-        a.priority.CopyFrom(request.priority)
     if request.HasField("retry_policy"):
         a.retry_policy.CopyFrom(request.retry_policy)
         try:

@@ -23,6 +23,12 @@ from everfold.kernel.gotext import camel
 
 _PROBLEMS_LIMIT: Final = "system.numConsecutiveWorkflowTaskProblemsToTriggerSearchAttribute"
 
+_PROBLEM_KINDS: Final = {
+    #: what `Run.last_task_failed` says -> the problem's category, and the enum of its causes
+    "failed": ("WorkflowTaskFailed", failed_cause_pb2.WorkflowTaskFailedCause, "WORKFLOW_TASK_FAILED_CAUSE_"),
+    "timed out": ("WorkflowTaskTimedOut", workflow_pb2.TimeoutType, "TIMEOUT_TYPE_"),
+}
+
 _RESET = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
 _UNHANDLED = failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND
 
@@ -49,8 +55,7 @@ def fail_workflow_task(
         turn.record(event)
     _ended(turn)
     end_failed_task(run, count=True)
-    name = symbol(failed_cause_pb2.WorkflowTaskFailedCause, cause, "WORKFLOW_TASK_FAILED_CAUSE_")
-    report_problem(turn, "WorkflowTaskFailed", name)
+    report_problem(turn)
     run.close_attempted = cause == _UNHANDLED
 
 
@@ -67,19 +72,23 @@ def time_out_workflow_task(turn: Turn) -> None:
         )
     _ended(turn)
     end_failed_task(run, count=True)
-    report_problem(turn, "WorkflowTaskTimedOut", "START_TO_CLOSE")
+    report_problem(turn)
 
 
-def report_problem(turn: Turn, category: str, cause: str) -> None:
+def report_problem(turn: Turn) -> None:
     """From some failures in a row on, a search attribute says so, which UIs filter by (mutable_state_impl.go,
     UpdateReportedProblemsSearchAttribute). A failure on a sticky queue does not count.
+
+    What it says is what the history shows: workers tell of the first failure, and let the retries time out.
     """
     run = turn.run
     if run.workflow_task_attempt == 1:
         return
     run.task_problems += 1
-    if turn.ctx.limits.reached(_PROBLEMS_LIMIT, run.task_problems):
-        data = problem(category, f"{category}Cause{camel(cause)}")
+    if turn.ctx.limits.reached(_PROBLEMS_LIMIT, run.task_problems) and run.last_task_failed:
+        how, number = run.last_task_failed
+        category, causes, prefix = _PROBLEM_KINDS[how]
+        data = problem(category, f"{category}Cause{camel(symbol(causes, number, prefix))}")
         turn.visible = turn.visible or run.search_attributes.get(PROBLEMS) != data
         run.search_attributes[PROBLEMS] = data
 

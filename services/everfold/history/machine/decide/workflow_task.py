@@ -44,6 +44,7 @@ from everfold.history.machine.rejections import (
 from everfold.history.machine.state import Run, TaskKind, WorkflowTask
 from everfold.history.machine.step import Reply, RunKey
 from everfold.history.machine.turn import Turn
+from everfold.history.machine.worker_builds import shown_of_workers
 from everfold.kernel.tokens import BadTaskToken, WorkflowTaskToken, decode_workflow_task_token
 
 INLINE_REQUEST_ID: Final = "request-from-RespondWorkflowTaskCompleted"
@@ -297,7 +298,9 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
     if request.HasField("metering_metadata"):
         a.metering_metadata.CopyFrom(request.metering_metadata)
     _keep_versioning(request, a)
+    shown = shown_of_workers(run)
     turn.record(event)
+    turn.visible = turn.visible or shown_of_workers(run) != shown
     forget_problems(turn)
     run.close_attempted = False
     if request.sdk_metadata.sdk_name:
