@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from everfold.kernel.ids import record_key
+from everfold.runtime.kafka import KafkaSettings
 from everfold.schemas.codec import decode
 from everfold.schemas.topics import HISTORY
 from everfold.topology import events as module
@@ -69,7 +70,7 @@ async def worker(topic: Topic, path: Path, records: list[Rec], step: int) -> Non
     """One life of a worker: takes the partition, reads to the end."""
     state = ProcessorState(path)
     try:
-        processor = TypedEvents(state, cast("Publisher", topic), "", {}, "p.")
+        processor = TypedEvents(state, cast("Publisher", topic), KafkaSettings("", "p."))
         start = (await processor.open({3: Watermarks(0, len(records))}))[3]
         for at in range(start, len(records), step):
             await processor.process(Batch("p.history", 3, records[at : at + step]))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
+from everfold.runtime.kafka import KafkaSettings
 from everfold.schemas import registry
 from everfold.schemas.codec import Undecodable, UnknownSchema
 from everfold.schemas.topics import HISTORY, Topic
@@ -45,7 +46,7 @@ class Box(DeadLetterBox):
     """Dead letters in a list."""
 
     def __init__(self) -> None:
-        super().__init__("", {}, "")
+        super().__init__(KafkaSettings(""))
         self.letters: list[DeadLetter] = []
 
     async def send(self, processor: str, topic: str, partition: int, letters: Sequence[DeadLetter]) -> None:

@@ -253,7 +253,7 @@ def _create(admin: AdminClient, shape: ClusterShape, topics: dict[str, Topic]) -
         )
         for name, topic in topics.items()
     ]
-    for future in admin.create_topics(new).values():
+    for future in admin.create_topics(new, request_timeout=ASK_SECONDS_MAX).values():
         try:
             future.result(timeout=ASK_SECONDS_MAX)
         except KafkaException as error:

@@ -31,8 +31,7 @@ def create_app(options: TopologyOptions) -> TopologyApp:
 
     def typed_events() -> TypedEvents:
         state = ProcessorState(options.data_dir / "events")
-        publisher = Publisher(options.bootstrap, options.properties, "everfold-topology")
-        return TypedEvents(state, publisher, options.bootstrap, options.properties, options.prefix)
+        return TypedEvents(state, Publisher(options.kafka, "topology"), options.kafka)
 
     application.attach(TypedEvents, typed_events)
     application.attach(VisibilityIndex, lambda: VisibilityIndex(open_visibility(options.visibility_url)))

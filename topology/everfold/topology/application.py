@@ -21,7 +21,8 @@ from faust.types.auth import CredentialsT
 from faust.worker import Worker as FaustWorker
 
 from everfold.runtime import metrics
-from everfold.runtime.kafka import known_offset
+from everfold.runtime.kafka import KafkaSettings, KafkaUnavailable, known_offset
+from everfold.runtime.kafka.settings import LEADERS_SECONDS_MAX, REQUEST_SECONDS_MAX
 from everfold.schemas.topics import full_name
 from everfold.topology.dead_letters import DeadLetterBox
 from everfold.topology.projection import Projection, Watermarks
@@ -50,7 +51,7 @@ CRASH_WITHIN_S: Final = 1.0
 """After a processor has failed: only for Faust to leave the group."""
 
 TOPICS_WITHIN_S: Final = 30.0
-"""How long to wait at start for brokers and topics: they may be starting, too."""
+"""How long to wait at start for topics, once a broker answers: somebody may be making them."""
 
 BUFFERED_BATCHES: Final = 8
 """Batches waiting for an agent, all partitions together: beyond it the consumer stops fetching."""
@@ -91,6 +92,11 @@ class TopologyOptions:
     linger_s: float = 0.2
     metrics_ip: str = "127.0.0.1"
     metrics_port: int = 0
+
+    @property
+    def kafka(self) -> KafkaSettings:
+        """The cluster, for clients that are not Faust's."""
+        return KafkaSettings(self.bootstrap, self.prefix, self.properties)
 
 
 class Worker(FaustWorker):
@@ -138,7 +144,7 @@ class TopologyApp(faust.App):
         self.linger_s = options.linger_s
         self._projections: dict[str, Projection] = {}
         self._factories: list[Callable[[], Projection]] = []
-        self._dead_letter_box = DeadLetterBox(options.bootstrap, options.properties, options.prefix)
+        self._dead_letter_box = DeadLetterBox(options.kafka)
         self._sight = Sight(options.metrics_ip, options.metrics_port, self.lag)
         super().__init__(
             options.prefix + options.group,
@@ -157,6 +163,9 @@ class TopologyApp(faust.App):
             broker_max_poll_records=POLL_RECORDS,
             broker_session_timeout=SESSION_TIMEOUT_S,
             broker_heartbeat_interval=SESSION_TIMEOUT_S / 4,
+            # Faust wants it to be no shorter than the session.
+            broker_request_timeout=max(REQUEST_SECONDS_MAX, SESSION_TIMEOUT_S),
+            consumer_metadata_max_age_ms=round(LEADERS_SECONDS_MAX * 1000),
             broker_commit_interval=COMMIT_INTERVAL_S,
             stream_buffer_maxsize=BUFFERED_BATCHES,
             stream_wait_empty=False,
@@ -210,18 +219,23 @@ class TopologyApp(faust.App):
         await super().on_first_start()
 
     async def _await_topics(self) -> None:
-        # A consumer that joins before its topics exist gets nothing to read until it asks again, minutes later.
+        # A consumer that joins before its topics exist gets nothing to read until it asks again, seconds later.
         loop = asyncio.get_running_loop()
-        options = self.options
         wanted = [*sorted(self.batched), self._dead_letter_box.topic]
-        deadline = loop.time() + TOPICS_WITHIN_S
-        while missing := await loop.run_in_executor(
-            None, missing_topics, options.bootstrap, options.properties, wanted
-        ):
+        deadline: float | None = None
+        while True:
+            try:
+                missing = await loop.run_in_executor(None, missing_topics, self.options.kafka, wanted)
+            except KafkaUnavailable as error:
+                log.warning("waits for Kafka", reason=str(error))
+                continue
+            if not missing:
+                return
+            deadline = deadline or loop.time() + TOPICS_WITHIN_S
             if loop.time() > deadline:
                 raise TopicsMissing(
-                    f"there is no topic {', '.join(missing)} on {options.bootstrap}; make the topics with `everfold "
-                    "topics apply`, or correct kafka.prefix"
+                    f"there is no topic {', '.join(missing)} on {self.options.bootstrap}; make the topics with "
+                    "`everfold topics apply`, or correct kafka.prefix"
                 )
             await asyncio.sleep(0.25)
 

@@ -7,10 +7,11 @@ under the same key.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from everfold.runtime.kafka import KafkaSettings
 from everfold.schemas.codec import encode
-from everfold.schemas.topics import DEAD_LETTERS, full_name
+from everfold.schemas.topics import DEAD_LETTERS
 from everfold.topology.publisher import Output, Publisher
 from everfold.topology.state import SAMPLE_BYTES_MAX, DeadLetter
 
@@ -18,11 +19,10 @@ from everfold.topology.state import SAMPLE_BYTES_MAX, DeadLetter
 class DeadLetterBox:
     """Sends dead letters. The producer is made with the first of them: most workers never need one."""
 
-    def __init__(self, bootstrap: str, properties: Mapping[str, str], prefix: str) -> None:
-        self._bootstrap = bootstrap
-        self._properties = properties
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
         self._publisher: Publisher | None = None
-        self.topic = full_name(prefix, DEAD_LETTERS)
+        self.topic = kafka.topic(DEAD_LETTERS)
 
     async def send(self, processor: str, topic: str, partition: int, letters: Sequence[DeadLetter]) -> None:
         """Returns when all are acknowledged.
@@ -31,7 +31,7 @@ class DeadLetterBox:
             PublishFailed: one was not; it is sent again, as the position has not moved.
         """
         if self._publisher is None:
-            self._publisher = Publisher(self._bootstrap, self._properties, "everfold-dead-letters")
+            self._publisher = Publisher(self._kafka, "dead-letters")
         outputs = [_output(processor, topic, partition, letter) for letter in letters]
         await self._publisher.publish(self.topic, 0, outputs)
 

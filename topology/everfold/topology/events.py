@@ -19,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from everfold.kernel.ids import record_key
+from everfold.runtime.kafka import KafkaSettings
 from everfold.schemas.codec import decode_history_batch
 from everfold.schemas.events import encode_batch
-from everfold.schemas.topics import EVENTS, HISTORY, RECORD_BYTES_MAX, Topic, full_name
+from everfold.schemas.topics import EVENTS, HISTORY, RECORD_BYTES_MAX, Topic
 from everfold.topology.projection import Projection, Taken, Watermarks
 from everfold.topology.publisher import Headers, Output, Publisher, Tail, read_tails
 from everfold.topology.state import DeadLetter, Position, ProcessorState
@@ -66,15 +67,12 @@ class TypedEvents(Projection):
     name: ClassVar[str] = "events"
     source: ClassVar[Topic] = HISTORY
 
-    def __init__(
-        self, state: ProcessorState, publisher: Publisher, bootstrap: str, properties: Mapping[str, str], prefix: str
-    ) -> None:
+    def __init__(self, state: ProcessorState, publisher: Publisher, kafka: KafkaSettings) -> None:
         super().__init__()
         self._state = state
         self._publisher = publisher
-        self._bootstrap = bootstrap
-        self._properties = properties
-        self._topic = full_name(prefix, EVENTS)
+        self._kafka = kafka
+        self._topic = kafka.topic(EVENTS)
         #: partition -> the last event known to be on `events`; None while there is none
         self._last: dict[int, EventPlace | None] = {}
         self._tails: dict[int, Tail] = {}
@@ -86,9 +84,7 @@ class TypedEvents(Projection):
     async def open(self, marks: Mapping[int, Watermarks]) -> dict[int, int]:
         """Takes partitions, and looks up how far their outputs reach."""
         loop = asyncio.get_running_loop()
-        self._tails = await loop.run_in_executor(
-            None, read_tails, self._bootstrap, self._properties, self._topic, [*marks], _is_ours
-        )
+        self._tails = await loop.run_in_executor(None, read_tails, self._kafka, self._topic, [*marks], _is_ours)
         return await super().open(marks)
 
     async def load(self, partition: int) -> Position | None:

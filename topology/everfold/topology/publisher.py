@@ -1,25 +1,33 @@
 """Producing a processor's outputs: a batch at a time, acknowledged by all replicas before the source position moves.
 
+While Kafka takes nothing, a batch waits; there is nothing else that the processor could do.
+
 librdkafka rather than Faust's own producer: a tenth of the CPU per record, idempotent, and it answers for a batch.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final, NamedTuple
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from everfold.runtime.kafka import KafkaUnavailable, known_offset
-from everfold.schemas.topics import RECORD_BYTES_MAX
+from everfold.runtime.kafka import KafkaSettings, KafkaUnavailable, ask_metadata, known_offset
+from everfold.runtime.kafka.settings import ACKNOWLEDGE_SECONDS_MAX
 
-ACKNOWLEDGED_WITHIN_S: Final = 30.0
-"""How long a batch may take: a leader election takes seconds; beyond this the process stops, and starts over."""
+LOOK_S: Final = 10.0
+"""How often a batch that waits for Kafka says so: after an election's time, and then again."""
+
+_FOR_EVER: Final = 0
+"""As `delivery.timeout.ms`."""
 
 QUEUE_KIB: Final = 32 * 1024
 """Most kibibytes waiting in the producer: bounds memory, and is four of the largest records."""
+
+log = structlog.get_logger("topology")
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -39,33 +47,30 @@ class Output(NamedTuple):
 class Publisher:
     """An idempotent producer whose unit is the batch."""
 
-    def __init__(self, bootstrap: str, properties: Mapping[str, str], client_id: str) -> None:
+    def __init__(self, settings: KafkaSettings, name: str) -> None:
         self._error: KafkaError | None = None
-        config: dict[str, Any] = {
-            **properties,
-            "bootstrap.servers": bootstrap,
-            "client.id": client_id,
-            "enable.idempotence": True,
-            "acks": "all",
-            "linger.ms": 5,
-            "compression.type": "lz4",
-            "message.max.bytes": RECORD_BYTES_MAX,
-            "delivery.timeout.ms": int(ACKNOWLEDGED_WITHIN_S * 1000),
-            "queue.buffering.max.kbytes": QUEUE_KIB,
-            "delivery.report.only.error": True,
-            "on_delivery": self._delivered,
-        }
-        self._producer = Producer(config)
+        config = settings.client(
+            name,
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=5,
+            compression_type="lz4",
+            request_timeout_ms=round(ACKNOWLEDGE_SECONDS_MAX * 1000),
+            delivery_timeout_ms=_FOR_EVER,
+            queue_buffering_max_kbytes=QUEUE_KIB,
+            delivery_report_only_error=True,
+        )
+        self._producer = Producer({**config, "on_delivery": self._delivered})
 
     def _delivered(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
             self._error = error
 
     async def publish(self, topic: str, partition: int, outputs: Iterable[Output]) -> None:
-        """Produces the outputs in order; returns when all are acknowledged.
+        """Produces the outputs in order; returns when all are acknowledged, however long Kafka is away.
 
         Raises:
-            PublishFailed: one was not, within ACKNOWLEDGED_WITHIN_S.
+            PublishFailed: Kafka refused one.
         """
         for output in outputs:
             try:
@@ -79,12 +84,14 @@ class Publisher:
 
     async def _acknowledged(self, topic: str) -> None:
         loop = asyncio.get_running_loop()
-        waiting = await loop.run_in_executor(None, self._producer.flush, ACKNOWLEDGED_WITHIN_S)
-        if self._error is not None or waiting:
-            raise PublishFailed(
-                f"{topic}: {self._error or f'{waiting} records without an acknowledgement'}; are the brokers up, and "
-                "at least min.insync.replicas of them in sync?"
+        while waiting := await loop.run_in_executor(None, self._producer.flush, LOOK_S):
+            log.warning(
+                "outputs wait for Kafka; are the brokers up, and at least min.insync.replicas of them in sync?",
+                topic=topic,
+                records=waiting,
             )
+        if self._error is not None:
+            raise PublishFailed(f"{topic}: {self._error}")
 
     def close(self) -> None:
         """Drops what is not acknowledged; it is sent again from the position."""
@@ -98,13 +105,14 @@ def pairs(message: Message) -> list[tuple[str, str | bytes | None]]:
     return headers if isinstance(headers, list) else []
 
 
-def missing_topics(bootstrap: str, properties: Mapping[str, str], topics: Iterable[str]) -> list[str]:
-    """Those of the topics that the cluster has not, or all while no broker answers. Blocks, for 5 s at most."""
-    admin = AdminClient({**properties, "bootstrap.servers": bootstrap})
-    try:
-        there = admin.list_topics(timeout=5.0).topics
-    except KafkaException:
-        there = {}
+def missing_topics(settings: KafkaSettings, topics: Collection[str]) -> list[str]:
+    """Those of the topics that the cluster has not. Blocks.
+
+    Raises:
+        KafkaUnavailable: no broker answered.
+    """
+    admin = AdminClient(settings.client("topology-look"))
+    there = ask_metadata(admin, topics, settings.bootstrap, LOOK_S).topics
     return [topic for topic in topics if topic not in there]
 
 
@@ -120,28 +128,26 @@ class Tail(NamedTuple):
 
 
 def read_tails(
-    bootstrap: str,
-    properties: Mapping[str, str],
+    settings: KafkaSettings,
     topic: str,
     partitions: Iterable[int],
     is_ours: Callable[[Mapping[str, bytes]], bool],
-    timeout_s: float = 20.0,
+    timeout_s: float = LOOK_S,
 ) -> dict[int, Tail]:
     """The last record of each partition, by its headers, that is ours, if it is among the last TAIL_RECORDS. Blocks.
 
     Raises:
-        PublishFailed: the brokers did not answer in time.
+        KafkaUnavailable: the brokers did not answer in time.
     """
     consumer = Consumer(
-        {
-            **properties,
-            "bootstrap.servers": bootstrap,
-            "group.id": "everfold-unused",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 100,
-        }
+        settings.client(
+            "topology-tails",
+            group_id=f"{settings.prefix}topology-tails",  # librdkafka wants one; nothing is ever committed under it
+            enable_auto_commit=False,
+            auto_offset_reset="error",
+            enable_partition_eof=True,
+            fetch_wait_max_ms=100,
+        )
     )
     try:
         unread: dict[int, int] = {}
@@ -155,20 +161,20 @@ def read_tails(
         while unread:
             message = consumer.poll(timeout_s)
             if message is None:
-                raise PublishFailed(f"{topic}: its last records could not be read within {timeout_s:.0f} s")
+                raise KafkaUnavailable(f"{topic}: its last records could not be read within {timeout_s:.0f} s")
             number, offset, error = message.partition(), message.offset(), message.error()
             assert number is not None
             assert offset is not None
             if error is not None and error.code() == KafkaError._PARTITION_EOF:
                 unread.pop(number, None)  # the last offsets may be without records: a foreign transaction's markers
             elif error is not None:
-                raise PublishFailed(f"{topic}: {error}")
+                raise KafkaUnavailable(f"{topic}: {error}")
             else:
                 headers = {name: value for name, value in pairs(message) if isinstance(value, bytes)}
                 if is_ours(headers):
                     tails[number] = Tail(offset, headers)
         return tails
-    except (KafkaException, KafkaUnavailable) as error:
-        raise PublishFailed(f"{topic}: {error}") from error
+    except KafkaException as error:
+        raise KafkaUnavailable(f"{topic}: {error}") from error
     finally:
         consumer.close()

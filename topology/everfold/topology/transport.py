@@ -13,13 +13,18 @@ fetch brought, so that cost is per fetch; agents on other topics get records one
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import faust
+import structlog
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from everfold.runtime.kafka import KafkaUnavailable
 from everfold.topology.projection import Batch
 
 if TYPE_CHECKING:
@@ -36,6 +41,12 @@ latency."""
 
 REST_S: Final = 0.02
 """Pause while there is nothing that may be fetched, as in a rebalance."""
+
+
+RETRY_S: Final = 1.0
+"""Pause before Kafka is asked again for what it did not answer."""
+
+log = structlog.get_logger("topology")
 
 
 class BatchSchema(faust.Schema):  # type: ignore[type-arg]
@@ -58,6 +69,17 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Faust ends the application where a commit fails. Nothing rests on ours, and the next one says more."""
+        held = self.assignment()
+        wanted = {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items() if tp in held}
+        try:
+            await self._ensure_consumer().commit(wanted)
+        except KafkaError as error:
+            log.warning("position not committed; nothing is lost by that", reason=str(error))
+            return False
+        return True
+
 
 class Consumer(driver.Consumer):
     """Faust's consumer with batches."""
@@ -70,14 +92,25 @@ class Consumer(driver.Consumer):
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def perform_seek(self) -> None:
-        """Goes to where reading has to start: the processors' own positions, else the group's commit."""
+        """Goes to where reading has to start: the processors' own positions, else the group's commit.
+
+        Tries again for as long as Kafka does not answer: heartbeats go on meanwhile, in a task of their own.
+        """
+        while True:
+            try:
+                await self._seek_to_starts()
+                return
+            except (KafkaError, KafkaUnavailable, TimeoutError) as error:
+                log.warning("partitions not taken yet: waits for Kafka", reason=str(error) or "no answer in time")
+                await asyncio.sleep(RETRY_S)
+            except Exception as error:
+                await self.crash(error)
+                raise
+
+    async def _seek_to_starts(self) -> None:
         await super().perform_seek()
         assigned = {TP(*tp) for tp in self.assignment()}
-        try:
-            starts = await self._application.open_partitions(assigned)
-        except Exception as error:
-            await self.crash(error)
-            raise
+        starts = await self._application.open_partitions(assigned)
         if starts:
             await self.seek_wait(starts)
             for tp, offset in starts.items():

@@ -21,7 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import Producer as _Producer
 
 from everfold.runtime.kafka.errors import KafkaTrouble, ProducerQueueFull
-from everfold.runtime.kafka.settings import KafkaSettings
+from everfold.runtime.kafka.settings import ACKNOWLEDGE_SECONDS_MAX, KafkaSettings
 from everfold.runtime.scheduling import starting_threads_that_give_way
 
 QUEUE_RECORDS_MAX: Final = 100_000
@@ -90,7 +90,7 @@ class Producer:
                 "queue_buffering_max_messages": queue_records_max,
                 "queue_buffering_max_kbytes": queue_bytes_max // 1024,
                 "delivery_timeout_ms": int(delivery_seconds_max * 1000),
-                "request_timeout_ms": min(10_000, int(delivery_seconds_max * 1000)),
+                "request_timeout_ms": int(min(ACKNOWLEDGE_SECONDS_MAX, delivery_seconds_max) * 1000),
                 "partitioner": "murmur2_random",
                 **config,
             },
