@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from temporalio.api.common.v1 import message_pb2 as common_pb2
 
-from everfold.history.ingress import PASSED_HEADER
+from everfold.history.ingress import PASSED_HEADER, CommandRecord, CommandSkipped, Ingress
+from everfold.history.machine.shard_fold import ShardFold
 from everfold.kernel.ids import record_key, shard_of
-from everfold.kernel.time import SECOND_NS
+from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
 from everfold.schemas.topics import COMMANDS, COMMANDS_REJECTED, SHARD_LOG
+from history_shell.messages import start
 from history_shell.world import Namespaces, Owner, World
 
 
@@ -255,6 +257,114 @@ def test_commands_are_paused_when_the_log_takes_nothing(world: World) -> None:
     assert status(owner).signal_count == 4 * bound
 
 
+# ---- bursts
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["answers later", "answers at once"])
+@pytest.mark.parametrize("count", [1, 10, 200, 1_000])
+def test_a_burst_enters_whole_and_in_order(world: World, count: int, at_once: bool) -> None:
+    owner = Owner(world, batch=count).take()
+    world.at_once = at_once
+    owner.open_ingress()
+    for number in range(count):
+        put(world, command("StartWorkflow", f"w{number}"), workflow_id=f"w{number}")
+    world.run_until(lambda: owner.fold.meta.commands_offset == count - 1, within_ns=600 * SECOND_NS)
+    assert from_commands(world) == [("START_WORKFLOW", number) for number in range(count)]
+    assert all(status(owner, f"w{number}") is not None for number in range(count))
+    assert owner.lost is None
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["answers later", "answers at once"])
+def test_fifty_thousand_in_one_call_enter_whole(world: World, monkeypatch: pytest.MonkeyPatch, at_once: bool) -> None:
+    """The shard only moves its position here, and starts nothing, so that they are soon done."""
+    count = 50_000
+    owner = Owner(world, batch=count).take()
+    verdicts = owner.propose("START_WORKFLOW", start())
+    world.run_until(lambda: verdicts)
+    monkeypatch.setattr(ShardFold, "_do", lambda self, ctx, body, record: ctx.commit())
+    world.at_once = at_once
+    ingress = owner.open_ingress()
+    value = command("StartWorkflow")
+    ingress.on_commands([CommandRecord(b"", value, number, 0) for number in range(count)])
+    world.run_until(lambda: owner.fold.meta.commands_offset == count - 1, within_ns=600 * SECOND_NS)
+    assert from_commands(world) == [("START_WORKFLOW", number) for number in range(count)]
+    assert ingress.waiting == 0
+    assert owner.lost is None
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["answers later", "answers at once"])
+def test_a_burst_in_namespaces_that_are_not_known_yet_enters_whole(world: World, at_once: bool) -> None:
+    count = 300
+    owner = Owner(world, batch=count).take()
+    world.at_once = at_once
+    owner.namespaces.answer = world.soon
+    for number in range(count):
+        owner.namespaces.known[f"id-{number}"] = (f"new-{number}", 1)
+        put(world, command("StartWorkflow", namespace=f"new-{number}"))
+        put(world, command("StartWorkflow", namespace=f"nowhere-{number}"))
+    owner.open_ingress()
+    world.run_until(lambda: owner.fold.meta.commands_offset == 2 * count - 1, within_ns=600 * SECOND_NS)
+    assert from_commands(world) == [
+        pair
+        for number in range(count)
+        for pair in (("START_WORKFLOW", 2 * number), ("COMMAND_REJECTED", 2 * number + 1))
+    ]
+
+
+# ---- a hole in the chain
+
+
+def test_a_command_that_is_dropped_on_its_way_is_missed_by_the_fold_and_read_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect between reading and appending, whatever it is."""
+    owner = Owner(world).take()
+    ingress = owner.open_ingress()
+    take = Ingress._take
+
+    def forgetful(self: Ingress, read: Any) -> None:
+        if self is ingress and read.record.offset == 3:
+            self._queue.popleft()
+        else:
+            take(self, read)
+
+    monkeypatch.setattr(Ingress, "_take", forgetful)
+    for number in range(8):
+        put(world, command("StartWorkflow", f"w{number}"))
+    world.run(SECOND_NS)
+    assert isinstance(owner.lost, CommandSkipped)
+    assert owner.fold.meta.commands_offset == 2
+    assert "offset 4 (epoch 0)" in str(owner.lost)
+    again = Owner(world, store=owner.store).take()
+    again.open_ingress()
+    world.run(SECOND_NS)
+    assert again.fold.meta.commands_offset == 7
+    assert all(status(again, f"w{number}") is not None for number in range(8))
+
+
+def test_a_command_that_kafka_has_acknowledged_and_lost_is_read_again(world: World) -> None:
+    owner = Owner(world).take()
+    owner.open_ingress()
+    put(world, command("StartWorkflow"))
+    world.run(5 * SECOND_NS)
+    owner.reader.pause()
+    put(world, command("StartWorkflow", "lost"))
+    world.run_until(lambda: from_commands(world)[-1] == ("START_WORKFLOW", 1))
+    world.run(10 * MILLISECOND_NS)
+    assert world.kinds()[-1] == "START_WORKFLOW"
+    world.logs[SHARD_LOG.name, 0].pop()
+    owner.reader.resume()
+    put(world, command("StartWorkflow", "behind"))
+    world.run(SECOND_NS)
+    assert isinstance(owner.lost, CommandSkipped)
+    again = Owner(world, store=owner.store).take()
+    again.open_ingress()
+    world.run(SECOND_NS)
+    assert from_commands(world)[-2:] == [("START_WORKFLOW", 1), ("START_WORKFLOW", 2)]
+    assert status(again, "lost") is not None
+    assert status(again, "behind") is not None
+
+
 # ---- the wrong partition
 
 
@@ -309,3 +419,17 @@ def test_a_record_is_passed_on_one_time_only(world: World) -> None:
     world.run(5 * SECOND_NS)
     assert [kind for kind, _ in from_commands(world)] == ["COMMAND_REJECTED", "COMMAND_REJECTED"]
     assert not world.logs[COMMANDS.name, 1]
+
+
+def test_a_burst_on_the_wrong_partition_is_passed_on_whole(world: World) -> None:
+    zero, one = two_shards(world)
+    one.open_ingress()
+    wrong = [f"w{n}" for n in range(1_000) if shard_of("default", f"w{n}", 2) == 1][:300]
+    for workflow_id in wrong:
+        put(world, command("StartWorkflow", workflow_id), 0, workflow_id)
+    world.at_once = True
+    zero.open_ingress()
+    world.run_until(lambda: one.fold.meta.commands_offset == len(wrong) - 1)
+    assert from_commands(world, 0) == [("COMMANDS_PASSED", offset) for offset in range(len(wrong))]
+    assert from_commands(world, 1) == [("START_WORKFLOW", offset) for offset in range(len(wrong))]
+    assert all(status(one, workflow_id) is not None for workflow_id in wrong)

@@ -78,6 +78,8 @@ class Namespaces:
     def __init__(self) -> None:
         self.known: dict[str, tuple[str, int]] = {NAMESPACE_ID: (NAMESPACE, 1)}
         self.readable = True
+        #: how its answers come: at once, unless told otherwise
+        self.answer: Callable[[Callable[[], None]], None] = lambda answer: answer()
         self.refreshes = 0
         self.after_refresh: dict[str, tuple[str, int]] = {}
 
@@ -97,7 +99,7 @@ class Namespaces:
         self.refreshes += 1
         if self.readable:
             self.known.update(self.after_refresh)
-        done(self.readable)
+        self.answer(lambda: done(self.readable))
 
 
 def namespace_row(namespace_id: str, name: str, version: int) -> bytes:
@@ -137,6 +139,8 @@ class World:
         #: kinds of shard records that arrive 20 ms late, behind what is sent after them
         self.held_up: list[str] = []
         self.full = False
+        #: what is asked of the ports is done and answered inside of the call that asks
+        self.at_once = False
         self.questions = 0
         self.answers_ends = True
         self.produced: list[tuple[str, int, bytes | None]] = []
@@ -146,6 +150,13 @@ class World:
         self._count += 1
         heapq.heappush(self._events, (self.now_ns + max(delay_ns, 0), self._count, timer, callback))
         return timer
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call back in a millisecond, or now."""
+        if self.at_once:
+            callback()
+        else:
+            self.call_later(MILLISECOND_NS, callback)
 
     def run(self, for_ns: int = SECOND_NS) -> None:
         until = self.now_ns + for_ns
@@ -217,7 +228,7 @@ class Reader:
         if self.closed or self.paused:
             return
         log = self.world.logs[self.place]
-        found = list(enumerate(log))[self.position : self.position + self.batch]
+        found = list(enumerate(log[self.position : self.position + self.batch], self.position))
         self.position += len(found)
         if self.place[0] == COMMANDS.name:
             self.deliver([CommandRecord(r.key, r.value, at, r.epoch, r.headers) for at, r in found])
@@ -254,10 +265,13 @@ class Ports:
         def arrive() -> None:
             offset = -1 if fate == "lost" else world.append(topic, partition, key, value, headers)
             error = None if fate == "ok" else RuntimeError(f"delivery {fate}")
-            world.call_later(MILLISECOND_NS, lambda: on_delivery(error, -1 if error else offset))
+            world.soon(lambda: on_delivery(error, -1 if error else offset))
 
         late = topic == SHARD_LOG.name and codec.decode_shard_record(value or b"")["kind"] in world.held_up
-        world.call_later(20 * MILLISECOND_NS if late else MILLISECOND_NS, arrive)
+        if late:
+            world.call_later(20 * MILLISECOND_NS, arrive)
+        else:
+            world.soon(arrive)
 
     def propose(self, partition: int, key: bytes, value: bytes, on_delivery: Delivered) -> None:
         self.produce(SHARD_LOG.name, partition, key, value, (), on_delivery)
@@ -277,9 +291,9 @@ class Ports:
 
         def answer() -> None:
             end = len(world.logs[topic, partition]) if world.answers_ends else None
-            world.call_later(MILLISECOND_NS, lambda: done(end))
+            world.soon(lambda: done(end))
 
-        world.call_later(MILLISECOND_NS, answer)
+        world.soon(answer)
 
     def pause(self) -> None:
         assert self.reader is not None
@@ -352,7 +366,7 @@ class Owner:
 
     def open_ingress(self) -> Ingress:
         flow = Flow()
-        self.ingress = Ingress(self.shard, self.ports, flow, self.namespaces, self.shard_count)
+        self.ingress = Ingress(self.shard, flow, self.namespaces, self.shard_count)
         offset, _ = self.ingress.resume_position()
         flow.reader = Reader(self.world, COMMANDS.name, self.shard_number, offset, self.ingress.on_commands, self.batch)
         self.commands = flow.reader

@@ -406,7 +406,7 @@ class Tenure:
         cluster, process = self._cluster, self._process
         assert self.shard is not None
         flow = Flow()
-        self._ingress = Ingress(self.shard, Ports(process, None), flow, process.namespaces, cluster.shard_count)
+        self._ingress = Ingress(self.shard, flow, process.namespaces, cluster.shard_count)
         self._commands_reader = flow.reader = Reader(
             cluster.broker,
             process,

@@ -26,9 +26,13 @@ _FULL_PAUSE_NS: Final = 20 * MILLISECOND_NS
 
 
 class Entry:
-    """One record to send: where, what, and whether its latest copy is acknowledged."""
+    """One record to send: where, what, and whether and where its latest copy is acknowledged.
 
-    __slots__ = ("acknowledged", "headers", "key", "origin", "partition", "topic", "value")
+    Attributes:
+        offset: where the acknowledged copy is; -1 when Kafka does not say.
+    """
+
+    __slots__ = ("acknowledged", "headers", "key", "offset", "origin", "partition", "topic", "value")
 
     def __init__(
         self, origin: Origin, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers = ()
@@ -40,6 +44,7 @@ class Entry:
         self.value = value
         self.headers = headers
         self.acknowledged = False
+        self.offset = -1
 
     @property
     def size(self) -> int:
@@ -131,14 +136,14 @@ class Chains:
         chain.timer = self._ports.call_later(delay_ns, wake)
 
     def _delivered(
-        self, chain: _Chain, entry: Entry, generation: int, error: BaseException | None, _offset: int
+        self, chain: _Chain, entry: Entry, generation: int, error: BaseException | None, offset: int
     ) -> None:
         if self._closed or generation != chain.generation:
             return
         if error is not None and self._resend:
             self._failed(chain)
             return
-        entry.acknowledged = True
+        entry.acknowledged, entry.offset = True, offset
         chain.backoff_ns = _RESEND_FIRST_NS
         sent = chain.sent
         while sent and sent[0].acknowledged:

@@ -55,7 +55,11 @@ class NamespaceGate:
             for waiter, _ in self._waiting.pop(namespace_id, []):
                 waiter(error)
 
-        self._append(namespace_id, *known, told)
+        try:
+            self._append(namespace_id, *known, told)
+        except Exception:  # the caller hears of it, and the next one tries again
+            self._waiting.pop(namespace_id, None)
+            raise
 
     @property
     def held_back(self) -> int:

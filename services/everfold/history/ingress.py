@@ -8,8 +8,9 @@ holds, and appends for each record exactly one record to its log, whose origin i
     one that belongs elsewhere     COMMANDS_PASSED, after a copy was appended to the right partition of `commands`
 
 So the position in the state moves with every record, and nothing bad stops it (architecture, law 9). The records form a
-chain, each naming its predecessor, and `Chains` sends again after a failure: the fold drops what is not behind its
-position as a repeat, and what does not follow it as a hole that will be filled. A former owner that still sends is
+chain, each naming the one that was read before it, and `Chains` sends again after a failure: the fold drops what is not
+behind its position as a repeat, and what does not follow it as a hole that will be filled. One that nobody fills gives
+the shard up (`CommandSkipped`), and its next owner reads again from the position. A former owner that still sends is
 harmless for the same reason.
 
 A copy that is passed on carries its first place in a header. The request id of a command that has none is made from
@@ -31,9 +32,9 @@ from google.protobuf.message import Message
 from everfold.history.chains import Chains, Entry
 from everfold.history.machine.rejected_commands import COMMAND_BYTES, COMMAND_SHA256
 from everfold.history.machine.step import Step
-from everfold.history.ports import Cancellable, Headers, Metrics, Namespaces, NoMetrics, ProducerFull, ShardPorts
+from everfold.history.ports import Cancellable, Headers, Metrics, Namespaces, NoMetrics, ProducerFull
 from everfold.history.shard import Shard
-from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.errors import Code, ShardLost, StatusError
 from everfold.kernel.ids import Origin, shard_of
 from everfold.kernel.limits import Limits
 from everfold.kernel.names import too_long
@@ -56,6 +57,10 @@ MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 
 _REASON_CHARS_MAX: Final = 2000
 _RETRY_NS: Final = 500 * MILLISECOND_NS
+
+
+Position = tuple[int, int]
+"""(leader epoch, offset) of a record of `commands`; offset -1 before the first."""
 
 
 class CommandRecord(NamedTuple):
@@ -148,13 +153,39 @@ class CommandsFlow(Protocol):
         ...
 
 
+class CommandSkipped(ShardLost):
+    """The fold does not take a command that is in its log: one that was read before it never came there."""
+
+
+class _Read:
+    """A record that was read and is not in the shard's log yet.
+
+    Attributes:
+        predecessor: the place of the record that was read before it. It is fixed when the record is read and not when
+            it is appended, so that the fold sees a hole whatever becomes of the records between.
+        looked_up: its namespace was looked up, so that it does not exist if it is still unknown.
+        copied: its copy is in the right partition.
+    """
+
+    __slots__ = ("copied", "looked_up", "predecessor", "record")
+
+    def __init__(self, record: CommandRecord, predecessor: Position) -> None:
+        self.record = record
+        self.predecessor = predecessor
+        self.looked_up = self.copied = False
+
+
 class Ingress:
-    """Moves one partition of `commands` into its shard's log. Made when the shard serves; driven on its thread."""
+    """Moves one partition of `commands` into its shard's log. Made when the shard serves; driven on its thread.
+
+    All that is read waits in one queue, and one loop, `_pump`, appends its head as long as it may. What the head has to
+    wait for is registered once, and the answer starts the loop again. An answer that comes inside of the call that asks
+    for it finds the loop running, and leaves the work to it: the stack does not grow with the number of commands.
+    """
 
     def __init__(
         self,
         shard: Shard,
-        ports: ShardPorts,
         flow: CommandsFlow,
         namespaces: Namespaces,
         shard_count: int,
@@ -164,38 +195,33 @@ class Ingress:
         resend: bool = True,
     ) -> None:
         self._shard = shard
-        self._ports = ports
+        self._ports = shard.ports
         self._flow = flow
         self._translate = translate
         self._namespaces = namespaces
         self._shard_count = shard_count
         self._metrics = metrics or NoMetrics()
         self._bound = shard.limits.ingress_in_flight_max
-        self._chains = Chains(ports, self._pump, metrics=metrics, resend=resend)
-        self._queue: deque[CommandRecord] = deque()
-        #: places appended and not folded yet
-        self._in_flight: deque[tuple[int, int]] = deque()
-        meta = shard.fold.meta
-        #: the place of the last command that was appended, or folded
-        self._last: tuple[int, int] = (meta.commands_epoch, meta.commands_offset)
-        self._busy = False
+        self._chains = Chains(shard.ports, self._acknowledged, metrics=metrics, resend=resend)
+        self._queue: deque[_Read] = deque()
+        #: appended and not folded yet, with their places
+        self._in_flight: deque[tuple[Position, Entry]] = deque()
+        #: the place of the last record that was read
+        self._read = self._position
+        #: what the head of the queue waits for, in words
+        self._waits_for: str | None = None
+        self._pumping = False
         self._paused = False
         self._timer: Cancellable | None = None
         self._closed = False
+        self.on_commands = shard.guarded(self._on_commands)
         shard.after_batch.append(self._folded)
         shard.on_close.append(lambda _status: self.close())
 
     def resume_position(self) -> tuple[int, int]:
         """(offset, leader epoch of the record before it or -1) from which `commands` is to be read."""
-        epoch, offset = self._last
+        epoch, offset = self._read
         return offset + 1, epoch if offset >= 0 else -1
-
-    def on_commands(self, records: Sequence[CommandRecord]) -> None:
-        """Records of the partition, in order."""
-        if self._closed:
-            return
-        self._queue.extend(records)
-        self._pump()
 
     def close(self) -> None:
         """Append nothing more."""
@@ -210,18 +236,72 @@ class Ingress:
         """Commands read and not folded."""
         return len(self._queue) + len(self._in_flight)
 
-    def _folded(self, _steps: Sequence[Step]) -> None:
+    @property
+    def waits_for(self) -> str:
+        """Why nothing moves, if nothing moves; for people."""
+        if self._waits_for is not None:
+            return self._waits_for
+        if self._in_flight:
+            return f"{len(self._in_flight)} commands are in the shard's log or on the way, and are not folded"
+        return "Kafka delivers nothing: it does not answer, or a transaction is open"
+
+    @property
+    def _position(self) -> Position:
+        """The place of the last command that was folded."""
         meta = self._shard.fold.meta
-        reached = (meta.commands_epoch, meta.commands_offset)
-        while self._in_flight and self._in_flight[0] <= reached:
-            self._in_flight.popleft()
+        return meta.commands_epoch, meta.commands_offset
+
+    def _on_commands(self, records: Sequence[CommandRecord]) -> None:
+        """Records of the partition, in order."""
+        if self._closed:
+            return
+        for record in records:
+            place = (record.epoch, record.offset)
+            if place > self._read:
+                self._queue.append(_Read(record, self._read))
+                self._read = place
         self._pump()
 
+    def _acknowledged(self) -> None:
+        self._look_for_holes()
+        self._pump()
+
+    def _folded(self, _steps: Sequence[Step]) -> None:
+        reached = self._position
+        while self._in_flight and self._in_flight[0][0] <= reached:
+            self._in_flight.popleft()
+        self._look_for_holes()
+        self._pump()
+
+    def _look_for_holes(self) -> None:
+        """Give the shard up if the fold has met the oldest command under way and has not taken it.
+
+        What was read before it is missing from the log, and nobody will send it: all that follows would be ignored.
+        """
+        if not self._in_flight:
+            return
+        place, entry = self._in_flight[0]
+        if entry.acknowledged and 0 <= entry.offset <= self._shard.fold.meta.applied_offset:
+            self._shard.fail(
+                CommandSkipped(
+                    f"shard {self._shard.shard}: the command at offset {place[1]} (epoch {place[0]}) is at offset "
+                    f"{entry.offset} of the shard's log and was not taken there: one before it is missing. All behind "
+                    f"offset {self._position[1]} (epoch {self._position[0]}) of {COMMANDS.name} is read again"
+                )
+            )
+
     def _pump(self) -> None:
-        while self._queue and not self._busy and not self._closed and len(self._in_flight) < self._bound:
-            record = self._queue.popleft()
-            if (record.epoch, record.offset) > self._last:
-                self._take(record, looked_up=False)
+        """Append what may be appended. The only loop: what calls back from inside of it starts no other."""
+        if self._pumping or self._shard.folding:  # the hook after the batch comes here again
+            return
+        if self._closed:
+            return
+        self._pumping = True
+        try:
+            while self._queue and self._waits_for is None and len(self._in_flight) < self._bound:
+                self._take(self._queue[0])
+        finally:
+            self._pumping = False
         if not self._paused and len(self._queue) >= self._bound:
             self._paused = True
             self._flow.pause()
@@ -229,8 +309,15 @@ class Ingress:
             self._paused = False
             self._flow.resume()
 
-    def _take(self, record: CommandRecord, *, looked_up: bool) -> None:
-        """Append one command, or set `_busy` while something has to be waited for."""
+    def _take(self, read: _Read) -> None:
+        """Append the head of the queue, or say what it waits for."""
+        record = read.record
+        if (record.epoch, record.offset) <= self._position:  # a former owner has brought it there
+            self._queue.popleft()
+            return
+        if read.copied:
+            self._append(read, "COMMANDS_PASSED", {"epoch": record.epoch, "offset": record.offset})
+            return
         try:
             first_place = self._first_place(record)
             if record.value is None:
@@ -245,44 +332,86 @@ class Ingress:
             if right != self._shard.shard:
                 if first_place is not None:
                     raise BadCommand(f"passed on from partition {first_place[0]}, but belongs to partition {right}")
-                self._pass_on(record, right)
+                self._pass_on(read, right)
                 return
             namespace_id = self._namespaces.id_of(command.namespace)
             if namespace_id is None:
-                if looked_up:
+                if read.looked_up:
                     raise BadCommand(f"Namespace {command.namespace} is not found.", Code.NOT_FOUND)
-                self._busy = True
-                self._namespaces.refresh(lambda read: self._looked_up(record, read))
+                self._look_up(read, command.namespace)
                 return
-        except BadCommand as bad:
-            self._reject(record, bad)
-            return
-        self._busy = True
-        self._shard.tell_namespace(namespace_id, lambda error: self._accept(record, namespace_id, command, error))
-
-    def _accept(self, record: CommandRecord, namespace_id: str, command: Accepted, error: StatusError | None) -> None:
-        if error is not None:
-            self._after_pause(lambda: self._again(record, looked_up=False))
-            return
-        if self._closed:
-            return
-        was_waiting, self._busy = self._busy, False
-        try:
+            if not self._shard.knows_namespace(namespace_id):
+                self._tell_namespace(namespace_id, command.namespace)
+                return
             message = self._check(command, namespace_id)
         except BadCommand as bad:
-            self._reject(record, bad)
-        else:
-            self._append(
-                record,
-                command.kind,
-                {"message": message},
-                namespace_id,
-                command.workflow_id,
-                command.run_id,
-                command.trace,
-            )
-        if was_waiting and not self._shard.folding:
-            self._pump()
+            self._reject(read, bad)
+            return
+        self._append(
+            read,
+            command.kind,
+            {"message": message},
+            namespace_id,
+            command.workflow_id,
+            command.run_id,
+            command.trace,
+        )
+
+    # ---- what the head waits for ------------------------------------------------------------------------------------
+
+    def _look_up(self, read: _Read, namespace: str) -> None:
+        def done(known: bool) -> None:
+            if not known:
+                # Kafka is away: that says nothing about the namespace, so the command must not be rejected for it.
+                self._pause_for(f"the topic of namespaces cannot be read, and namespace {namespace} is unknown here")
+                return
+            read.looked_up = True
+            self._go_on()
+
+        self._waits_for = f"namespace {namespace} is unknown here and is looked up"
+        self._namespaces.refresh(self._shard.guarded(done))
+
+    def _tell_namespace(self, namespace_id: str, namespace: str) -> None:
+        def told(error: StatusError | None) -> None:
+            if error is not None:
+                self._pause_for(f"the shard's log does not take namespace {namespace}: {error.message}")
+                return
+            self._go_on()
+
+        self._waits_for = f"namespace {namespace} is on its way to the shard's log"
+        self._shard.tell_namespace(namespace_id, told)
+
+    def _pass_on(self, read: _Read, right: int) -> None:
+        """Copy the record to the right partition; then its own may move the position."""
+
+        def delivered(error: BaseException | None, _offset: int) -> None:
+            if error is not None:
+                # The copy may be there or not; a second one is the same request.
+                self._pause_for(f"Kafka does not take the copy for partition {right}: {error}")
+                return
+            read.copied = True
+            self._go_on()
+
+        record = read.record
+        place = "/".join(map(str, self._place(record)))
+        headers = [*record.headers, (PASSED_HEADER, place.encode())]
+        self._waits_for = f"it belongs to partition {right}, and its copy is on its way there"
+        try:
+            self._ports.produce(COMMANDS.name, right, record.key or b"", record.value, headers, delivered)
+        except ProducerFull as full:
+            self._pause_for(f"Kafka does not take the copy for partition {right}: {full}")
+
+    def _pause_for(self, reason: str) -> None:
+        """Try the head again after a while."""
+        if not self._closed:
+            self._waits_for = reason
+            self._timer = self._ports.call_later(_RETRY_NS, self._go_on)
+
+    def _go_on(self) -> None:
+        self._waits_for = None
+        self._pump()
+
+    # ---- into the log -----------------------------------------------------------------------------------------------
 
     def _check(self, command: Accepted, namespace_id: str) -> bytes:
         """The request as it goes into the log. Raises BadCommand for what the RPC would refuse."""
@@ -296,21 +425,8 @@ class Ingress:
             raise BadCommand(refusal.message, refusal.code) from None
         return command.request.SerializeToString(deterministic=True)
 
-    def _looked_up(self, record: CommandRecord, read: bool) -> None:
-        if read:
-            self._again(record, looked_up=True)
-        else:
-            # Kafka is away: that says nothing about the namespace, so the command must not be rejected for it.
-            self._after_pause(lambda: self._again(record, looked_up=False))
-
-    def _again(self, record: CommandRecord, *, looked_up: bool) -> None:
-        if self._closed:
-            return
-        self._busy = False
-        self._take(record, looked_up=looked_up)
-        self._pump()
-
-    def _reject(self, record: CommandRecord, bad: BadCommand) -> None:
+    def _reject(self, read: _Read, bad: BadCommand) -> None:
+        record = read.record
         value = record.value or b""
         log.warning(
             "command rejected",
@@ -331,33 +447,11 @@ class Ingress:
             "size_bytes": len(value),
             "key": (record.key or b"")[:SAMPLE_BYTES_MAX],
         }
-        self._append(record, "COMMAND_REJECTED", body)
-
-    def _pass_on(self, record: CommandRecord, right: int) -> None:
-        """Copy the record to the right partition, then move the position."""
-        self._busy = True
-        place = "/".join(map(str, self._place(record)))
-        headers = [*record.headers, (PASSED_HEADER, place.encode())]
-
-        def delivered(error: BaseException | None, _offset: int) -> None:
-            if self._closed:
-                return
-            if error is not None:
-                # The copy may be there or not; a second one is the same request.
-                self._after_pause(lambda: self._pass_on(record, right))
-                return
-            self._busy = False
-            self._append(record, "COMMANDS_PASSED", {"epoch": record.epoch, "offset": record.offset})
-            self._pump()
-
-        try:
-            self._ports.produce(COMMANDS.name, right, record.key or b"", record.value, headers, delivered)
-        except ProducerFull:
-            self._after_pause(lambda: self._pass_on(record, right))
+        self._append(read, "COMMAND_REJECTED", body)
 
     def _append(
         self,
-        record: CommandRecord,
+        read: _Read,
         kind: str,
         body: dict[str, object],
         namespace_id: str = "",
@@ -365,8 +459,9 @@ class Ingress:
         run_id: str = "",
         trace: dict[str, str] | None = None,
     ) -> None:
-        shard = self._shard.shard
-        epoch, offset = self._last
+        """Append the head of the queue to the shard's log: it is on its way then, and the next one is the head."""
+        shard, record = self._shard.shard, read.record
+        epoch, offset = read.predecessor
         origin = Origin("COMMANDS", shard, record.epoch, record.offset, 0)
         predecessor = Origin("COMMANDS", shard, epoch, offset, 0) if offset >= 0 else None
         # Sequence 0: nobody waits for it, and it releases no reader.
@@ -383,17 +478,10 @@ class Ingress:
             trace=trace,
             facts=None if kind in ("COMMAND_REJECTED", "COMMANDS_PASSED") else command_facts(record.value or b""),
         )
-        self._last = (record.epoch, record.offset)
-        self._in_flight.append(self._last)
-        self._chains.send(Entry(origin, SHARD_LOG.name, shard, key, value))
-
-    def _after_pause(self, action: Callable[[], None]) -> None:
-        def run() -> None:
-            self._timer = None
-            if not self._closed:
-                action()
-
-        self._timer = self._ports.call_later(_RETRY_NS, run)
+        entry = Entry(origin, SHARD_LOG.name, shard, key, value)
+        self._in_flight.append(((record.epoch, record.offset), entry))
+        self._queue.popleft()
+        self._chains.send(entry)
 
     def _place(self, record: CommandRecord) -> tuple[int, int, int]:
         return self._shard.shard, record.epoch, record.offset

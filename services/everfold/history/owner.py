@@ -569,7 +569,6 @@ class _Tenure:
             asyncio.get_running_loop().call_soon(self._join_others)
         self._ingress = Ingress(
             shard,
-            server.ports.for_shard(lambda: None, lambda: None),
             Flow(server.commands_consumer, server.commands_topic, self.number),
             server.namespaces,
             server.config.shard_count,

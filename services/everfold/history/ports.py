@@ -2,7 +2,8 @@
 
 The same `Shard`, outbox, timers and ingress run in a server (asyncio and confluent-kafka behind the ports, `owner.py`)
 and in the simulator (a fake broker and virtual time behind them). Everything here is called on one thread, and every
-callback comes back on that thread, never from inside the call that registered it.
+callback comes back on that thread. From the ports that a shard uses (`guarded.GuardedPorts`) none comes from inside the
+call that registers it, whatever is behind them; one from `Namespaces` may.
 """
 
 from __future__ import annotations

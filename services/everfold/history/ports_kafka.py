@@ -78,7 +78,8 @@ class KafkaPorts:
     ) -> None:
         def report(error: KafkaError | None, message: Message) -> None:
             if error is None:
-                on_delivery(None, message.offset() or 0)
+                offset = message.offset()
+                on_delivery(None, -1 if offset is None else offset)
             else:
                 on_delivery(KafkaTrouble(error.str()), -1)
 

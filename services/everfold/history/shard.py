@@ -13,6 +13,7 @@ verdict of the fold gives the shard up with nothing written: the log refolds it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -20,6 +21,7 @@ import structlog
 from everfold.history.barrier import Barrier
 from everfold.history.gates import NamespaceGate
 from everfold.history.giving_up import HashMismatch, aftermath
+from everfold.history.guarded import GuardedPorts, P, guarded
 from everfold.history.handed_out import HandedOut, Settled
 from everfold.history.hashes import HashRing
 from everfold.history.machine.step import DueTimer, Reply, RunKey, Step, TaskOffer
@@ -88,7 +90,8 @@ class Shard:
         self.shard = shard
         self.fold = fold
         self._store = store
-        self._ports = ports
+        #: the only way from here to `ports`, so that every callback is guarded
+        self.ports = ports = GuardedPorts(ports, self.guarded)
         self._namespaces = namespaces
         self._listener = listener
         self.limits = limits or ShellLimits()
@@ -119,7 +122,6 @@ class Shard:
             self._fire_timer,
             self.limits.timers_in_flight_max,
             self._metrics,
-            on_trouble=self._lose,
         )
         self._taking = Taking(
             shard,
@@ -163,12 +165,8 @@ class Shard:
 
     def _taken(self) -> None:
         """Everything is folded. In the middle of a batch its rows are not written yet: then `_after_write` goes on."""
-        if self._folding:
-            return
-        try:
+        if not self._folding:
             self._finish_taking()
-        except Exception as trouble:
-            self._lose(trouble)
 
     def _finish_taking(self) -> None:
         """Everything is folded and written: let outputs, hand-offs and timers leave."""
@@ -215,7 +213,7 @@ class Shard:
         if self.phase is Phase.CLOSED:
             return
         serving = self.phase is Phase.SERVING
-        began_ns = self._ports.boottime_ns()
+        began_ns = self.ports.boottime_ns()
         steps: list[Step] = []
         self._folding = True
         try:
@@ -238,7 +236,7 @@ class Shard:
         finally:
             self._folding = False
         self._tell_set_aside(records, steps)
-        self._metrics.observe("fold_batch_seconds", (self._ports.boottime_ns() - began_ns) / SECOND_NS)
+        self._metrics.observe("fold_batch_seconds", (self.ports.boottime_ns() - began_ns) / SECOND_NS)
         try:
             self._after_write(steps, serving)
         except Exception as trouble:
@@ -254,7 +252,7 @@ class Shard:
             own = sequence
             sent_at_ns = self._proposals.folded(own, step.reply)
             if sent_at_ns is not None and self._skew is not None:
-                self._skew.measured(sent_at_ns, record.timestamp_ms, self._ports.now_ns())
+                self._skew.measured(sent_at_ns, record.timestamp_ms, self.ports.now_ns())
         self._proposals.passed(record.offset, own)
         if step.outputs_sent is not None and not self._hashes.agrees(*step.outputs_sent):
             self._hash_mismatch(*step.outputs_sent)
@@ -336,6 +334,10 @@ class Shard:
         """Something around the shard broke, e.g. its store cannot be flushed. Gives the shard up."""
         self._lose(trouble)
 
+    def guarded(self, callback: Callable[P, None]) -> Callable[P, None]:
+        """The callback, whose exceptions give the shard up. For all that is called from outside of it (`guarded`)."""
+        return guarded(callback, self._lose)
+
     # ---- proposing --------------------------------------------------------------------------------------------------
 
     def propose(
@@ -395,6 +397,10 @@ class Shard:
         proposals = self._proposals
         return overloaded(f"shard {self.shard} has {len(proposals)} records of {proposals.bytes} bytes in flight")
 
+    def knows_namespace(self, namespace_id: str) -> bool:
+        """Whether there is nothing to tell: the shard knows the namespace as this process does, or nobody knows it."""
+        return self._gate.open_for(namespace_id)
+
     def tell_namespace(self, namespace_id: str, then: Callable[[StatusError | None], None]) -> None:
         """Call `then(None)` once the shard knows the namespace at the version that this process knows."""
         self._gate.pass_through(namespace_id, then)
@@ -428,8 +434,7 @@ class Shard:
         held = self._handed_out.of(workflow)
         if held is not None and body is not held.start:
             start, on_verdict = held.start, self._handed_out.carried_by(held, on_verdict)
-        sequence = self._proposals.add(on_verdict, self._ports.now_ns(), workflow, len(body.get("message", b"")))
-        key, value = self.encode(kind, namespace_id, workflow_id, run_id, body, sequence, start=start, trace=trace)
+        sequence = self._proposals.add(on_verdict, self.ports.now_ns(), workflow, len(body.get("message", b"")))
 
         def delivered(error: BaseException | None, offset: int) -> None:
             if error is not None:
@@ -438,10 +443,14 @@ class Shard:
                 self._proposals.acknowledged(sequence, offset)
 
         try:
-            self._ports.propose(self.shard, key, value, delivered)
+            key, value = self.encode(kind, namespace_id, workflow_id, run_id, body, sequence, start=start, trace=trace)
+            self.ports.propose(self.shard, key, value, delivered)
         except ProducerFull:
             self._proposals.withdraw(sequence)
             on_verdict(self.overloaded())
+        except Exception:  # it is the caller's, who hears of it; nothing is on its way
+            self._proposals.withdraw(sequence)
+            raise
 
     def _append_start(self, run: RunKey, start: dict[str, Any], on_verdict: OnVerdict) -> None:
         self._append("START_WORKFLOW_TASK", *run, start, on_verdict, None)
@@ -468,7 +477,7 @@ class Shard:
         ):
             return None
         # The estimate runs ahead while the brokers' stamps are behind the shard's clock; a host's clock may be wrong.
-        now_ns = max(min(self.clock.now_ns(), self._ports.now_ns()), self.fold.meta.clock_ns)
+        now_ns = max(min(self.clock.now_ns(), self.ports.now_ns()), self.fold.meta.clock_ns)
         found = self.fold.hand_out(run, start, now_ns)
         if found is None:
             return None
@@ -517,10 +526,10 @@ class Shard:
                 "proposer": {
                     "instance": self._proposals.instance,
                     "sequence": sequence,
-                    "clock_ns": self._ports.now_ns(),
+                    "clock_ns": self.ports.now_ns(),
                 },
                 "trace": trace or {},
-                "facts": zone_facts(body.get("message"), self._ports.now_ns()) | (facts or {}),
+                "facts": zone_facts(body.get("message"), self.ports.now_ns()) | (facts or {}),
                 "body": body,
                 "start": start,
             }
@@ -566,7 +575,7 @@ class Shard:
             if isinstance(result, Reply) and result.error is None:
                 self._offer_tasks_again()
             elif self.phase is Phase.SERVING:
-                self._ports.call_later(OFFER_AGAIN_RETRY_NS, self._offer_tasks_again)
+                self.ports.call_later(OFFER_AGAIN_RETRY_NS, self._offer_tasks_again)
 
         self._propose_internal("OFFER_TASKS_AGAIN", {}, verdict)
 
@@ -607,17 +616,13 @@ class Shard:
         return reading
 
     def _ask_end(self, done: Callable[[int | None], None]) -> None:
-        self._ports.request_end_offset(SHARD_LOG.name, self.shard, done)
+        self.ports.request_end_offset(SHARD_LOG.name, self.shard, done)
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
     def _outbox_moved(self) -> None:
         if not self._folding:
-            try:
-                self.outbox.fill()
-            except Exception as trouble:  # in the callback of a delivery nobody else would notice
-                self._lose(trouble)
-                return
+            self.outbox.fill()
         self._announcer.moved(self.outbox.position)
         self._back_pressure()
 
@@ -626,10 +631,10 @@ class Shard:
         if not self._paused and self.outbox.congested:
             self._paused = True
             log.warning("shard paused: its outputs are not taken", shard=self.shard, waiting=self.outbox.depth)
-            self._ports.pause()
+            self.ports.pause()
         elif self._paused and self.outbox.relieved:
             self._paused = False
-            self._ports.resume()
+            self.ports.resume()
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 
@@ -661,19 +666,25 @@ class Shard:
             return
         self._taking.close()
         self.closed_because = reason or ShardLost("the shard was handed over")
-        self._timers.close()
-        self._announcer.close()
-        self.outbox.close()
         status = self._not_serving()
-        self._handed_out.close()
-        self.barrier.close(status)
-        self._gate.close(status)
-        self._proposals.close(status)
-        self.waiters.close()
-        self.updates.close(status)
-        for hook in self.on_close:
-            hook(status)
-        self._settle()
+        ends: list[Callable[[], None]] = [
+            self._timers.close,
+            self._announcer.close,
+            self.outbox.close,
+            self._handed_out.close,
+            partial(self.barrier.close, status),
+            partial(self._gate.close, status),
+            partial(self._proposals.close, status),
+            self.waiters.close,
+            partial(self.updates.close, status),
+            *(partial(hook, status) for hook in self.on_close),
+            self._settle,
+        ]
+        for end in ends:
+            try:
+                end()
+            except Exception:  # the shard is given up already: the others must hear of it all the same
+                log.exception("trouble at the end of a shard", shard=self.shard)
 
 
 class _Reading:

@@ -65,7 +65,6 @@ class Timers:
         next_timer: due time of the first timer row, or None.
         due_timers: timer rows due by a shard time, in order, at most so many.
         fire: proposes the FireTimer record; calls back with True when folded, False when its fate is unknown.
-        on_trouble: told when the timers cannot be read outside of a batch: no alarm is set any more.
     """
 
     def __init__(
@@ -77,12 +76,9 @@ class Timers:
         fire: Callable[[DueTimer, Callable[[bool], None]], None],
         in_flight_max: int,
         metrics: Metrics | None = None,
-        *,
-        on_trouble: Callable[[Exception], None] | None = None,
     ) -> None:
         self._ports = ports
         self._clock = clock
-        self._on_trouble = on_trouble
         self._next_timer = next_timer
         self._due_timers = due_timers
         self._fire = fire
@@ -126,16 +122,7 @@ class Timers:
 
     def _alarm(self) -> None:
         self._timer = None
-        self._look_alone()
-
-    def _look_alone(self) -> None:
-        """Look outside of a batch, where nobody else takes the exceptions."""
-        try:
-            self.look()
-        except Exception as trouble:
-            if self._on_trouble is None:
-                raise
-            self._on_trouble(trouble)
+        self.look()
 
     def _fire_due(self) -> int:
         """Returns how long to wait before the next look."""
@@ -189,7 +176,7 @@ class Timers:
                 attempt.not_before_ns = max(attempt.not_before_ns, self._ports.boottime_ns() + _RETRY_FIRST_NS)
                 # One that is refused while it is proposed is seen by the look that proposes it.
                 if not self._proposing:
-                    self._look_alone()
+                    self.look()
 
         self._proposing = True
         try:
