@@ -217,13 +217,27 @@ class Producer:
         on_delivery: Delivered,
         *,
         ordered: bool = True,
+        at_once: bool = False,
     ) -> None:
+        """Send a record. `at_once`: it arrives, and that is reported, inside of this call, if none is before it."""
         if self._waiting >= self._queue_max:
             raise ProducerFull("the queue is full")
         self._waiting += 1
         place = (topic, partition)
         random, loop = self._broker.random, self._broker.loop
         fate = self._fate()
+        if (
+            at_once
+            and fate in ("ok", "lost")
+            and not self._client.frozen
+            and self._arrives.get(place, 0) <= loop.now_ns
+        ):
+            self._waiting -= 1
+            if fate == "lost" or self._broker.closed(topic):
+                on_delivery(DeliveryFailed("refused"), -1)
+            else:
+                on_delivery(None, self._broker.append(place, key, value, tuple(headers)).offset)
+            return
         delay = random.randrange(200, 3000) * 1000
         if random.random() < self._faults.slow:
             delay += random.randrange(50, 2000) * MILLISECOND_NS

@@ -49,6 +49,7 @@ class Shape:
     limits: ShellLimits = field(default_factory=ShellLimits)
     guards: Guards = field(default_factory=Guards)
     shell_guards: ShellGuards = field(default_factory=ShellGuards)
+    at_once: float = 0.0
 
 
 class Cluster:
@@ -68,6 +69,9 @@ class Cluster:
         self.shell_guards = shape.shell_guards
         self.settings = {"matching.partitions": shape.task_partitions}
         self.long_poll_s = 15.0
+        self._at_once = shape.at_once
+        #: draws apart, so that a seed without such answers is what it was before there were any
+        self._at_once_random = Random(shape.hosts)
         self.producer_faults = ProducerFaults()
         self.faults = Faults()
         self.healed = False
@@ -95,6 +99,10 @@ class Cluster:
         """A line of the run's story, for `--verbose`."""
         if self.verbose:
             print(f"{self.loop.now_ns / SECOND_NS:10.4f}  {text}")
+
+    def answers_at_once(self) -> bool:
+        """Whether what is asked now is answered inside of the call that asks."""
+        return self._at_once > 0.0 and self._at_once_random.random() < self._at_once
 
     def next_number(self) -> int:
         """A number that no other process has."""

@@ -263,14 +263,17 @@ class Ports:
     def produce(
         self, topic: str, partition: int, key: bytes, value: bytes | None, headers: Headers, on_delivery: Delivered
     ) -> None:
-        self._process.effect()
-        self._process.producer.produce(topic, partition, key, value, headers, on_delivery)
+        process = self._process
+        process.effect()
+        at_once = process.cluster.answers_at_once()
+        process.producer.produce(topic, partition, key, value, headers, on_delivery, at_once=at_once)
 
     def propose(self, partition: int, key: bytes, value: bytes, on_delivery: Delivered) -> None:
         # Nothing orders proposals: of two, either may be first in the log (runtime.kafka.prompt).
-        self._process.effect()
-        producer = self._process.producer
-        producer.produce(SHARD_LOG.name, partition, key, value, (), on_delivery, ordered=False)
+        process = self._process
+        process.effect()
+        at_once = process.cluster.answers_at_once()
+        process.producer.produce(SHARD_LOG.name, partition, key, value, (), on_delivery, ordered=False, at_once=at_once)
 
     def now_ns(self) -> int:
         return WALL_START_NS + self._process.loop.now_ns + self._process.host.clock_skew_ns
@@ -289,8 +292,15 @@ class Ports:
         def answer() -> None:
             failed = random.random() < process.cluster.faults.end_offsets_fail
             end = None if failed else broker.logs[topic, partition].end
+            if at_once:
+                done(end)
+                return
             process.loop.after(random.randrange(100, 2000) * 1000, process.run, lambda: done(end))
 
+        at_once = process.cluster.answers_at_once()
+        if at_once:
+            answer()
+            return
         process.loop.after(random.randrange(100, 2000) * 1000, answer)
 
     def pause(self) -> None:
@@ -541,6 +551,9 @@ class ProcessNamespaces:
                 self.learn()
             done(ok)
 
+        if process.cluster.answers_at_once():
+            read()
+            return
         process.loop.after(process.random.randrange(1, 50) * MILLISECOND_NS, process.run, read)
 
     def learn(self) -> None:

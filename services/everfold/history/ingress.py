@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -208,6 +208,8 @@ class Ingress:
         self._in_flight: deque[tuple[Position, Entry]] = deque()
         #: the place of the last record that was read
         self._read = self._position
+        #: the offset up to which Kafka had nothing more to read
+        self._end = 0
         #: what the head of the queue waits for, in words
         self._waits_for: str | None = None
         self._pumping = False
@@ -236,14 +238,26 @@ class Ingress:
         """Commands read and not folded."""
         return len(self._queue) + len(self._in_flight)
 
+    def reached_end(self, offset: int) -> None:
+        """There is nothing more to read before this offset, only marks of transactions and what they aborted."""
+        self._end = offset
+
+    @property
+    def next_offset(self) -> int:
+        """The first offset that may hold a command which is not folded."""
+        position = self._position[1] + 1
+        return position if self.waiting else max(position, self._end)
+
     @property
     def waits_for(self) -> str:
         """Why nothing moves, if nothing moves; for people."""
         if self._waits_for is not None:
             return self._waits_for
         if self._in_flight:
-            return f"{len(self._in_flight)} commands are in the shard's log or on the way, and are not folded"
-        return "Kafka delivers nothing: it does not answer, or a transaction is open"
+            return f"{len(self._in_flight)} commands are in the shard's log or on the way, and are not folded: " + (
+                self._shard.waits_for
+            )
+        return f"Kafka delivers nothing behind offset {self._read[1]}; a transaction may be open"
 
     @property
     def _position(self) -> Position:
@@ -251,7 +265,7 @@ class Ingress:
         meta = self._shard.fold.meta
         return meta.commands_epoch, meta.commands_offset
 
-    def _on_commands(self, records: Sequence[CommandRecord]) -> None:
+    def _on_commands(self, records: Iterable[CommandRecord]) -> None:
         """Records of the partition, in order."""
         if self._closed:
             return

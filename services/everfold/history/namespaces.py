@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
 from everfold.kernel.errors import StatusError
 from everfold.runtime.namespaces import NamespaceRegistry
+
+log = structlog.get_logger("history.namespaces")
 
 
 class RegistryNamespaces:
@@ -36,9 +40,13 @@ class RegistryNamespaces:
             try:
                 await self._registry.refresh()
             except StatusError:
-                done(False)
+                known = False
+            except Exception:  # whoever asked must hear that there is no answer
+                log.exception("namespaces not read")
+                known = False
             else:
-                done(True)
+                known = True
+            done(known)
 
         task = asyncio.get_running_loop().create_task(read())
         self._refreshing.add(task)

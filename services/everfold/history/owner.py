@@ -34,6 +34,7 @@ from everfold.history.reading import Reads
 from everfold.history.service import HeldShard, HistoryService
 from everfold.history.shard import Shard
 from everfold.history.skew import BOUND_MAX_NS, ClockSkew
+from everfold.history.standstill import Standstill
 from everfold.history.store import RocksStore, StoreMemory, open_store, set_aside, set_aside_bytes
 from everfold.kernel.errors import LogTruncated, UnknownFeatureLevel
 from everfold.kernel.time import SECOND_NS
@@ -157,6 +158,9 @@ class HistoryServer:
         self._membership = membership
         self._tenures: dict[int, _Tenure] = {}
         self._cache_seen: WeakKeyDictionary[Shard, tuple[int, int]] = WeakKeyDictionary()
+        self._standstill = Standstill(self.metrics)
+        #: (full topic, partition) -> its end, when Kafka was last asked
+        self._ends: dict[tuple[str, int], int] = {}
         #: asyncio keeps only weak references to tasks
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -181,7 +185,9 @@ class HistoryServer:
         )
         self.end_offsets = EndOffsets(self.kafka, name="history-offsets")
         prompt_topics = (
-            {SHARD_LOG.name} if config.tasks_linger else {SHARD_LOG.name, WORKFLOW_TASKS.name, ACTIVITY_TASKS.name}
+            {SHARD_LOG.name, COMMANDS.name}
+            if config.tasks_linger
+            else {SHARD_LOG.name, COMMANDS.name, WORKFLOW_TASKS.name, ACTIVITY_TASKS.name}
         )
         self.ports = KafkaPorts(
             self.kafka.prefix,
@@ -200,6 +206,7 @@ class HistoryServer:
             name="history-commands",
             on_batch=self._on_commands,
             on_trouble=self._on_commands_trouble,
+            on_end=self._on_commands_end,
             read_committed=True,
         )
         self._group = GroupMembership(
@@ -274,6 +281,7 @@ class HistoryServer:
         # All answer their callers before the first store is closed, which takes time.
         for tenure in ending:
             tenure.give_up()
+            self._standstill.forget(tenure.number)
         self.announce()
         await asyncio.gather(*(tenure.end() for tenure in ending))
 
@@ -310,6 +318,11 @@ class HistoryServer:
         else:
             log.warning("commands", partition=trouble.partition, error=trouble.text)
 
+    def _on_commands_end(self, _topic: str, partition: int, offset: int) -> None:
+        tenure = self._tenures.get(partition)
+        if tenure is not None and tenure.ingress is not None:
+            tenure.ingress.reached_end(offset)
+
     def on_offers(self, offers: list[TaskOffer]) -> None:
         """The direct hand-off. Trouble there must not cost the shard: each task has another way."""
         for offer in offers:
@@ -341,18 +354,47 @@ class HistoryServer:
                 self.metrics.gauge("outbox_depth", shard.outbox.depth, shard=label)
                 self.metrics.gauge("in_flight_records", shard.in_flight, shard=label)
                 self._count_cache(shard)
-                self._tell_of_namespaces(shard)
+                shard.guarded(self._tell_of_namespaces)(shard)
             self.metrics.gauge("waiters", waiting)
             topics = (self.log_topic, self.commands_topic)
-            with suppress(KafkaUnavailable):
-                ends = await self.end_offsets.end_offsets([(topic, number) for topic in topics for number in held])
-                for (topic, number), end in ends.items():
-                    meta, label = held[number].shard.fold.meta, str(number)
-                    if topic == self.log_topic:
-                        self.metrics.gauge("shard_lag_records", max(end - meta.applied_offset - 1, 0), shard=label)
-                    else:
-                        lag = max(end - meta.commands_offset - 1, 0)
-                        self.metrics.gauge("topic_lag_records", lag, topic=topic, partition=label)
+            unavailable: KafkaUnavailable | None = None
+            try:
+                self._ends |= await self.end_offsets.end_offsets(
+                    [(topic, number) for topic in topics for number in held]
+                )
+            except KafkaUnavailable as error:
+                unavailable = error
+            try:
+                self._look_for_standstill(held, unavailable)
+            except Exception:  # whoever watches must not be the first to fall asleep
+                log.exception("standstill not looked for")
+
+    def _look_for_standstill(self, held: dict[int, HeldShard], unavailable: KafkaUnavailable | None) -> None:
+        """Measures how far the shards are behind their partitions, and says which stand still."""
+        now_s = self.clock.boot_ns() / SECOND_NS
+        why = f"Kafka does not answer: {unavailable}; " if unavailable is not None else ""
+        for number, one in held.items():
+            shard, label = one.shard, str(number)
+            meta = shard.fold.meta
+            lag = max(self._ends.get((self.log_topic, number), 0) - meta.applied_offset - 1, 0)
+            self.metrics.gauge("shard_lag_records", lag, shard=label)
+            self._standstill.look(
+                SHARD_LOG.name, number, meta.applied_offset, lag, lambda shard=shard: why + shard.waits_for, now_s
+            )
+            tenure = self._tenures.get(number)
+            ingress = None if tenure is None else tenure.ingress
+            next_offset = meta.commands_offset + 1 if ingress is None else ingress.next_offset
+            lag = max(self._ends.get((self.commands_topic, number), 0) - next_offset, 0)
+            self.metrics.gauge("topic_lag_records", lag, topic=self.commands_topic, partition=label)
+            waiter, read = (shard, 0) if ingress is None else (ingress, ingress.waiting)
+            self._standstill.look(
+                COMMANDS.name,
+                number,
+                next_offset - 1,
+                max(lag, read),
+                lambda waiter=waiter: why + waiter.waits_for,
+                now_s,
+            )
 
     def _tell_of_namespaces(self, shard: Shard) -> None:
         """Requests tell a shard of a namespace's change before they come. Of one that nobody asks for any more, because
@@ -378,7 +420,7 @@ class _Tenure:
         self.number = number
         self._store: RocksStore | None = None
         self._held: HeldShard | None = None
-        self._ingress: Ingress | None = None
+        self.ingress: Ingress | None = None
         self._own_consumer: LogConsumer | None = None
         self._task: asyncio.Task[None] | None = None
         self._given_up = asyncio.Event()
@@ -492,7 +534,7 @@ class _Tenure:
         server.announce()
         server.log_consumer.unassign(server.log_topic, self.number)
         server.commands_consumer.unassign(server.commands_topic, self.number)
-        self._ingress = None
+        self.ingress = None
         if self._held is not None:
             self._held.shard.close()
             self._held = None
@@ -566,15 +608,15 @@ class _Tenure:
         log.info("shard serves", shard=self.number, offset=shard.fold.meta.applied_offset, seconds=round(seconds, 3))
         if self._own_consumer is not None:
             # After this batch: its consumer is the one that is calling.
-            asyncio.get_running_loop().call_soon(self._join_others)
-        self._ingress = Ingress(
+            asyncio.get_running_loop().call_soon(shard.guarded(self._join_others))
+        self.ingress = Ingress(
             shard,
             Flow(server.commands_consumer, server.commands_topic, self.number),
             server.namespaces,
             server.config.shard_count,
             server.metrics,
         )
-        offset, epoch = self._ingress.resume_position()
+        offset, epoch = self.ingress.resume_position()
         server.commands_consumer.assign(server.commands_topic, self.number, offset, epoch)
         server.announce()
 
@@ -632,14 +674,14 @@ class _Tenure:
 
     def on_commands(self, messages: list[Message]) -> None:
         """Records of the shard's partition of `commands`."""
-        if self._ingress is not None:
-            self._ingress.on_commands([_command_record(message) for message in messages])
+        if self.ingress is not None:
+            self.ingress.on_commands(map(_command_record, messages))
 
     def commands_lost(self, text: str) -> None:
         """Commands were trimmed before they were taken, or the topic's tail was lost: go on with what there is."""
-        if self._ingress is None:
+        if self.ingress is None:
             return
-        offset, epoch = self._ingress.resume_position()
+        offset, epoch = self.ingress.resume_position()
         log.error("commands lost", partition=self.number, offset=offset, epoch=epoch, reason=text)
         self._server.metrics.count("records_rejected", reason="LOST")
         server = self._server
@@ -648,12 +690,12 @@ class _Tenure:
 
     async def _resume_commands(self, wanted: int) -> None:
         server = self._server
-        while self._ingress is not None:
+        while self.ingress is not None:
             with suppress(KafkaUnavailable):
                 end = await server.end_offsets.end_offset(server.commands_topic, self.number)
                 # Behind the end: the tail was lost, what comes next is new. Otherwise the start was trimmed.
                 start = end if wanted > end else _EARLIEST
-                if self._ingress is not None:
+                if self.ingress is not None:
                     server.commands_consumer.assign(server.commands_topic, self.number, start)
                 return
             await asyncio.sleep(1.0)

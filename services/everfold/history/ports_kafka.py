@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from everfold.history.ports import Cancellable, Delivered, Headers, ProducerFull
 from everfold.kernel.time import SECOND_NS
 from everfold.runtime.clock import Clock
@@ -21,6 +23,8 @@ from everfold.schemas.topics import SHARD_LOG
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
+
+log = structlog.get_logger("history.ports")
 
 
 class KafkaPorts:
@@ -110,6 +114,9 @@ class KafkaPorts:
             try:
                 end: int | None = await self._end_offsets.end_offset(self._prefix + topic, partition)
             except KafkaUnavailable:
+                end = None
+            except Exception:  # whoever asked must hear that there is no answer
+                log.exception("the end of a partition not found out", topic=topic, partition=partition)
                 end = None
             done(end)
 

@@ -206,6 +206,15 @@ class Shard:
         """Whether RPCs are answered here."""
         return self.phase is Phase.SERVING
 
+    @property
+    def waits_for(self) -> str:
+        """Why its log is not folded, if it is not; for people."""
+        if self._paused:
+            return f"paused, as {self.outbox.depth} outputs and more wait for Kafka to take them"
+        if self.phase is not Phase.SERVING:
+            return f"the shard is {self.phase.value}"
+        return "Kafka delivers nothing of the shard's log"
+
     # ---- the turn ---------------------------------------------------------------------------------------------------
 
     def on_records(self, records: Sequence[LogRecord]) -> None:

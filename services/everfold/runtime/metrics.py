@@ -74,6 +74,12 @@ CLOCK_SKEW_SECONDS: Final = _gauge("clock_skew_seconds", "Best bound of this mac
 TOPIC_LAG: Final = _gauge(
     "topic_lag_records", "Records not yet read by this process, by topic and partition.", "topic", "partition"
 )
+PARTITION_STANDSTILL: Final = _gauge(
+    "partition_standstill_seconds",
+    "How long a partition of `commands` or `shard-log` has had records and has not moved.",
+    "topic",
+    "partition",
+)
 CHAIN_REPEATS: Final = _counter("chain_repeats", "Outputs dropped as repeats by a reader, by topic.", "topic")
 CHAIN_GAPS: Final = _counter("chain_gaps", "Gaps seen in chains of outputs, by topic.", "topic")
 BROKER_RESTARTS: Final = _counter("broker_restarts", "Times that the embedded broker died and was started again.")
