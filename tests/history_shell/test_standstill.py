@@ -29,7 +29,7 @@ def looked(standstill: Standstill, looks: list[tuple[float, int, int]]) -> list[
     """What is said at looks of (seconds, position, records)."""
     with capture_logs() as logs:
         for now_s, position, records in looks:
-            standstill.look("commands", 3, position, records, lambda: "a reason", now_s)
+            standstill.look("commands", 3, position, records, "a reason", now_s)
     return [dict(entry) for entry in logs]
 
 

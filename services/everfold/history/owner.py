@@ -378,21 +378,19 @@ class HistoryServer:
             meta = shard.fold.meta
             lag = max(self._ends.get((self.log_topic, number), 0) - meta.applied_offset - 1, 0)
             self.metrics.gauge("shard_lag_records", lag, shard=label)
-            self._standstill.look(
-                SHARD_LOG.name, number, meta.applied_offset, lag, lambda shard=shard: why + shard.waits_for, now_s
-            )
+            self._standstill.look(SHARD_LOG.name, number, meta.applied_offset, lag, why + shard.waits_for, now_s)
             tenure = self._tenures.get(number)
             ingress = None if tenure is None else tenure.ingress
             next_offset = meta.commands_offset + 1 if ingress is None else ingress.next_offset
             lag = max(self._ends.get((self.commands_topic, number), 0) - next_offset, 0)
             self.metrics.gauge("topic_lag_records", lag, topic=self.commands_topic, partition=label)
-            waiter, read = (shard, 0) if ingress is None else (ingress, ingress.waiting)
+            read, reason = (0, shard.waits_for) if ingress is None else (ingress.waiting, ingress.waits_for)
             self._standstill.look(
                 COMMANDS.name,
                 number,
                 next_offset - 1,
                 max(lag, read),
-                lambda waiter=waiter: why + waiter.waits_for,
+                why + reason,
                 now_s,
             )
 

@@ -6,7 +6,6 @@ waits for something which never comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -47,9 +46,7 @@ class Standstill:
         #: (topic, partition) -> how it was seen
         self._seen: dict[tuple[str, int], _Seen] = {}
 
-    def look(
-        self, topic: str, partition: int, position: int, records: int, reason: Callable[[], str], now_s: float
-    ) -> None:
+    def look(self, topic: str, partition: int, position: int, records: int, reason: str, now_s: float) -> None:
         """A partition as it is now.
 
         Args:
@@ -57,7 +54,7 @@ class Standstill:
             partition: number.
             position: the offset of the last record that was taken.
             records: how many are behind it, as far as is known.
-            reason: says why it does not move.
+            reason: why it does not move, if it does not.
             now_s: by a clock that never goes back.
         """
         place = (topic, partition)
@@ -83,7 +80,7 @@ class Standstill:
             offset=position,
             records=records,
             seconds=round(still_s),
-            reason=reason(),
+            reason=reason,
         )
 
     def forget(self, partition: int) -> None:
