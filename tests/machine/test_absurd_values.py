@@ -25,6 +25,7 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import reads
+from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.time import DURATION_NS_MAX, SECOND_NS
 from everfold.schemas import codec
 
@@ -123,6 +124,11 @@ def test_commands_wait_a_century_at_most(shard: ShardDriver, given: Duration) ->
 def test_nanoseconds_beyond_a_second_count(shard: ShardDriver) -> None:
     shard.start(workflow_run_timeout=Duration(seconds=1, nanos=2_000_000_000))
     assert first_event(shard).workflow_run_timeout == Duration(seconds=3)
+
+
+def test_a_schedule_comes_once_a_century_at_least(shard: ShardDriver) -> None:
+    shard.start(cron_schedule="@every 2500000h")
+    assert first_event(shard).first_workflow_task_backoff.seconds == CENTURY_S
 
 
 @pytest.mark.parametrize("given", LONG)
@@ -239,3 +245,17 @@ def test_a_stack_that_overflows_is_no_verdict_of_the_fold(shard: ShardDriver, mo
     monkeypatch.setattr(shard.fold, "_decide", deeper)
     with pytest.raises(RecursionError):
         shard.start()
+
+
+# ---- bytes inside bytes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Acceptance", "Rejection", "Response"])
+def test_a_message_about_an_update_may_hold_anything(shard: ShardDriver, kind: str) -> None:
+    """The bytes in a google.protobuf.Any are looked at by nobody before the fold."""
+    shard.start()
+    body = {"type_url": f"type.googleapis.com/temporal.api.update.v1.{kind}", "value": b"\xff"}
+    with pytest.raises(StatusError, match=f"message m is no temporal.api.update.v1.{kind}") as refused:
+        shard.complete(shard.poll(), messages=[{"id": "m", "protocol_instance_id": "u", "body": body}])
+    assert refused.value.code == Code.INVALID_ARGUMENT
+    assert "cause=BAD_UPDATE_WORKFLOW_EXECUTION_MESSAGE" in shard.history()

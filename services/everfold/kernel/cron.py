@@ -13,7 +13,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from everfold.kernel.time import HOUR_NS, MILLISECOND_NS, MINUTE_NS, SECOND_NS
+from everfold.kernel.time import DURATION_NS_MAX, HOUR_NS, MILLISECOND_NS, MINUTE_NS, SECOND_NS
 
 YEARS_MAX: Final = 5
 """A schedule that does not come within so many years never comes (30 February)."""
@@ -126,7 +126,8 @@ def parse_cron(text: str) -> Cron:
         zone = "" if zone == "UTC" else zone
     text = text.strip()
     if text.startswith("@every "):
-        return Cron(zone, every_s=max(_duration_ns(text.removeprefix("@every ")) // SECOND_NS, 1))
+        period_ns = min(_duration_ns(text.removeprefix("@every ")), DURATION_NS_MAX)
+        return Cron(zone, every_s=max(period_ns // SECOND_NS, 1))
     if text.startswith("@"):
         if text not in _DESCRIPTORS:
             raise BadCron(f"unrecognized descriptor: {text}")

@@ -8,8 +8,9 @@ Temporal: service/history/api/updateworkflow, service/history/workflow/update/up
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeVar
 
+from google.protobuf.message import DecodeError, Message
 from temporalio.api.enums.v1 import update_pb2 as update_enums
 from temporalio.api.protocol.v1 import message_pb2 as protocol_pb2
 from temporalio.api.update.v1 import message_pb2 as update_pb2
@@ -33,6 +34,8 @@ from everfold.history.machine.state import Run, Update, UpdateStage
 from everfold.history.machine.step import Reply, RunKey, UpdateNews
 from everfold.history.machine.turn import Turn
 from everfold.kernel.errors import Code, StatusError
+
+_M = TypeVar("_M", bound=Message)
 
 _BAD_MESSAGE: Final = "BAD_UPDATE_WORKFLOW_EXECUTION_MESSAGE"
 
@@ -183,14 +186,14 @@ def handle_message(turn: Turn, message: protocol_pb2.Message) -> None:
     if message.body.Is(update_pb2.Acceptance.DESCRIPTOR):
         _accept(turn, update, message)
     elif message.body.Is(update_pb2.Rejection.DESCRIPTOR):
-        rejection = update_pb2.Rejection.FromString(message.body.value)
+        rejection = _body(message, update_pb2.Rejection)
         if update is None or update.stage != UpdateStage.ADMITTED:
             raise _misplaced(update, message, "Rejection")
         outcome = update_pb2.Outcome(failure=rejection.failure)
         _forget(run, update)
         _news(turn, update.update_id, "rejected", serialize(outcome))
     elif message.body.Is(update_pb2.Response.DESCRIPTOR):
-        response = update_pb2.Response.FromString(message.body.value)
+        response = _body(message, update_pb2.Response)
         if update is None or update.stage != UpdateStage.ACCEPTED:
             raise _misplaced(update, message, "Response")
         event = turn.new(events.UPDATE_COMPLETED)
@@ -205,8 +208,16 @@ def handle_message(turn: Turn, message: protocol_pb2.Message) -> None:
         raise CommandFailed(_BAD_MESSAGE, f"unsupported protocol message {message.body.type_url}")
 
 
+def _body(message: protocol_pb2.Message, kind: type[_M]) -> _M:
+    """What a message says, whose bytes nothing has looked at yet."""
+    try:
+        return kind.FromString(message.body.value)
+    except DecodeError:
+        raise CommandFailed(_BAD_MESSAGE, f"message {message.id} is no {kind.DESCRIPTOR.full_name}") from None
+
+
 def _accept(turn: Turn, update: Update | None, message: protocol_pb2.Message) -> None:
-    acceptance = update_pb2.Acceptance.FromString(message.body.value)
+    acceptance = _body(message, update_pb2.Acceptance)
     if update is None:
         # The update was lost before it was accepted (a reset, a worker that is ahead): the worker has its request.
         if not acceptance.HasField("accepted_request"):
