@@ -44,6 +44,15 @@ def upsert(**values: bytes) -> command_pb2.Command:
     return command
 
 
+def protocol_message(message_id: str = "") -> command_pb2.Command:
+    return command_pb2.Command(command_type=14, protocol_message_command_attributes={"message_id": message_id})
+
+
+def modify_properties(memo: dict[str, Any] | None = None) -> command_pb2.Command:
+    attributes = {} if memo is None else {"upserted_memo": memo}
+    return command_pb2.Command(command_type=16, modify_workflow_properties_command_attributes=attributes)  # type: ignore[arg-type]
+
+
 def refusal(*commands: command_pb2.Command, **settings: int) -> tuple[ShardDriver, str]:
     shard = ShardDriver(settings={name.replace("_", "."): value for name, value in settings.items()} or None)
     shard.start()
@@ -56,6 +65,7 @@ WRONG = {"indexed_fields": {"CustomKeyword": json_payload(b"5")}}
 LARGE = {"memo": {"fields": {"m": json_payload(b'"' + b"m" * 3_000_000 + b'"')}}}
 CAN, CHILD = "BadContinueAsNewAttributes: ", "BadStartChildExecutionAttributes: "
 ACTIVITY, SIGNAL = "BadScheduleActivityAttributes: ", "BadSignalWorkflowExecutionAttributes: "
+MESSAGE, PROPERTIES = "BadUpdateWorkflowExecutionMessage: ", "BadModifyWorkflowPropertiesAttributes: "
 CANCEL = "BadRequestCancelExternalWorkflowExecutionAttributes: "
 
 
@@ -109,6 +119,10 @@ CANCEL = "BadRequestCancelExternalWorkflowExecutionAttributes: "
             "WorkflowId=x RunId=bad Namespace=",
         ),
         (upsert(CustomKeyword=b'["a","b"]'), "BadSearchAttributes: invalid value for search attribute CustomKeyword"),
+        (protocol_message(), f"{MESSAGE}MessageID is not set on ProtocolMessageCommand."),
+        (protocol_message("m"), f"{MESSAGE}ProtocolMessageCommand referenced absent message ID m"),
+        (modify_properties(), f"{PROPERTIES}UpsertedMemo is not set on ModifyWorkflowPropertiesCommand."),
+        (modify_properties({}), f"{PROPERTIES}UpsertedMemo.Fields is not set on ModifyWorkflowPropertiesCommand."),
         (upsert(TemporalWorkerDeployment=b'"x"'), "BadSearchAttributes: TemporalWorkerDeployment attribute can't be"),
         (upsert(TemporalScheduledStartTime=b'"not a date"'), "BadSearchAttributes: invalid value for search attribute"),
     ],
@@ -185,8 +199,9 @@ def test_the_next_run_has_the_timeouts_of_the_one_before() -> None:
     assert run.run_expires_at_ns == run.execution_expires_at_ns
 
 
-def test_a_command_of_a_type_that_nobody_knows_is_refused() -> None:
+@pytest.mark.parametrize(("number", "shown"), [(99, "99"), (0, "Unspecified")])
+def test_a_command_of_a_type_that_nobody_knows_is_refused(number: int, shown: str) -> None:
     """It quarantined the run: the type's name was asked for before the type was looked at."""
-    shard, message = refusal(command_pb2.Command(command_type=99))  # type: ignore[arg-type]
-    assert message == "unknown command type: 99"
+    shard, message = refusal(command_pb2.Command(command_type=number))  # type: ignore[arg-type]
+    assert message == f"unknown command type: {shown}"
     assert shard.describe().workflow_execution_info.status == 1

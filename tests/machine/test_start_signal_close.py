@@ -18,6 +18,7 @@ from test_workflow_task import assert_history
 from everfold.history.machine.step import Guards
 from everfold.kernel.errors import Code, StatusError
 
+NO_RUN = "01a22d6b-953e-7328-833d-85be0a80e629"
 DUPLICATE, FAILED_ONLY, REJECT, TERMINATE_IF_RUNNING = 1, 2, 3, 4
 FAIL, USE_EXISTING, TERMINATE_EXISTING = 1, 2, 3
 
@@ -171,6 +172,25 @@ def test_signal_with_start_starts_with_the_signal_as_second_event(shard: ShardDr
     shard.request("SIGNAL_WITH_START_WORKFLOW", request, workflow_id="w")
     assert shard.history().count("WorkflowSignaled") == 2
     assert shard.history().count("WorkflowStarted") == 1
+
+
+@pytest.mark.parametrize(
+    ("run_id", "text"),
+    [
+        ("", "workflow not found for ID: nobody"),
+        (NO_RUN, f'workflow execution not found for workflow ID "nobody" and run ID "{NO_RUN}"'),
+    ],
+    ids=["workflow", "run"],
+)
+def test_what_is_not_there_is_named(shard: ShardDriver, run_id: str, text: str) -> None:
+    signal = ws.SignalWorkflowExecutionRequest(signal_name="go")
+    sticky = ws.ResetStickyTaskQueueRequest()
+    signal.workflow_execution.workflow_id = sticky.execution.workflow_id = "nobody"
+    signal.workflow_execution.run_id = sticky.execution.run_id = run_id
+    for kind, request in (("SIGNAL_WORKFLOW", signal), ("RESET_STICKY", sticky)):
+        with pytest.raises(StatusError) as missing:
+            shard.request(kind, request, workflow_id="nobody", run_id=run_id)
+        assert (missing.value.code, missing.value.message) == (Code.NOT_FOUND, text)
 
 
 def test_cancel_is_recorded_once_and_the_worker_closes_the_run(shard: ShardDriver) -> None:

@@ -53,7 +53,7 @@ class MachineReads:
         """See `Reads`."""
         info = fold.namespace(namespace_id)
         if info is None:
-            raise workflow_not_found(workflow_id)
+            raise workflow_not_found(workflow_id, run_id)
         return UpdateStatus(*reads.update_status(fold, namespace_id, info.name, workflow_id, run_id, update_id))
 
     def query_view(self, fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str) -> QueryView:
@@ -98,5 +98,5 @@ def _run(fold: ShardFold, namespace_id: str, workflow_id: str, run_id: str) -> R
     info = fold.namespace(namespace_id)
     run = None if info is None else fold.run(namespace_id, info.name, workflow_id, run_id)
     if run is None:
-        raise workflow_not_found(workflow_id)
+        raise workflow_not_found(workflow_id, run_id)
     return run

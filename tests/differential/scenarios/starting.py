@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Any
 
 from temporalio.api.enums.v1 import workflow_pb2
@@ -90,21 +91,39 @@ def refused_starts(s: Script) -> None:
         s.refused(label, "StartWorkflowExecution", **s.start_fields(**fields))
 
 
-@scenario("missing", "what is said of a workflow that does not exist")
+@scenario("missing", "what is said of a workflow that does not exist, and of a run that does not")
 def missing_workflow(s: Script) -> None:
-    nobody = s.execution("nobody")
-    tries: dict[str, dict[str, Any]] = {
-        "DescribeWorkflowExecution": {"execution": nobody},
-        "GetWorkflowExecutionHistory": {"execution": nobody},
-        "GetWorkflowExecutionHistoryReverse": {"execution": nobody},
-        "RequestCancelWorkflowExecution": {"workflow_execution": nobody},
-        "TerminateWorkflowExecution": {"workflow_execution": nobody},
-        "QueryWorkflow": {"execution": nobody, "query": {"query_type": "state"}},
-        "RespondWorkflowTaskCompleted": {"task_token": b""},
-        "RespondActivityTaskCompleted": {"task_token": b""},
-    }
-    for method, fields in tries.items():
-        s.refused(method, method, namespace=NAMESPACE, **fields)
+    s.start(track=False)
+    for label, target in (("workflow", s.execution("nobody")), ("run", s.execution(run_id=str(uuid.uuid4())))):
+        ended = {"workflow_id": target.workflow_id, "run_id": target.run_id, "activity_id": "a1"}
+        tries: dict[str, dict[str, Any]] = {
+            "DescribeWorkflowExecution": {"execution": target},
+            "GetWorkflowExecutionHistory": {"execution": target},
+            "GetWorkflowExecutionHistoryReverse": {"execution": target},
+            "QueryWorkflow": {"execution": target, "query": {"query_type": "state"}},
+            "ResetStickyTaskQueue": {"execution": target},
+            "ResetActivity": {"execution": target, "id": "a1"},
+            "SignalWorkflowExecution": {"workflow_execution": target, "signal_name": "go"},
+            "RequestCancelWorkflowExecution": {"workflow_execution": target},
+            "TerminateWorkflowExecution": {"workflow_execution": target},
+            "DeleteWorkflowExecution": {"workflow_execution": target},
+            "ResetWorkflowExecution": {
+                "workflow_execution": target,
+                "request_id": s.request("reset"),
+                "workflow_task_finish_event_id": 3,
+            },
+            "UpdateWorkflowExecution": {
+                "workflow_execution": target,
+                "request": {"meta": {"update_id": "u1"}, "input": {"name": "change"}},
+            },
+            "PollWorkflowExecutionUpdate": {"update_ref": {"workflow_execution": target, "update_id": "u1"}},
+            "RespondActivityTaskCompletedById": ended,
+            "RecordActivityTaskHeartbeatById": ended,
+        }
+        for method, fields in tries.items():
+            s.refused(f"{label}: {method}", method, namespace=NAMESPACE, **fields)
+    for method in ("RespondWorkflowTaskCompleted", "RespondActivityTaskCompleted"):
+        s.refused(method, method, namespace=NAMESPACE, task_token=b"")
     s.refused(
         "a run id that is none",
         "DescribeWorkflowExecution",

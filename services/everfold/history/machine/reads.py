@@ -200,9 +200,10 @@ def get_history(
     run_id = request.execution.run_id
     if token is not None and run_id and run_id != token.run_id:
         raise invalid("RunId in the request does not match the NextPageToken.")
-    run = fold.run(namespace_id, namespace, request.execution.workflow_id, token.run_id if token else run_id)
+    run_id = token.run_id if token else run_id
+    run = fold.run(namespace_id, namespace, request.execution.workflow_id, run_id)
     if run is None:
-        raise workflow_not_found(request.execution.workflow_id)
+        raise workflow_not_found(request.execution.workflow_id, run_id)
     key = RunKey(run.namespace_id, run.workflow_id, run.run_id)
     if request.history_event_filter_type == _CLOSE_ONLY:
         return HistoryAnswer(key, _close_event(fold, run, request.wait_new_event, final), True)
@@ -257,7 +258,7 @@ def get_history_reverse(fold: ShardFold, namespace_id: str, namespace: str, mess
     run_id = token.run_id if token else request.execution.run_id
     run = fold.run(namespace_id, namespace, request.execution.workflow_id, run_id)
     if run is None:
-        raise workflow_not_found(request.execution.workflow_id)
+        raise workflow_not_found(request.execution.workflow_id, run_id)
     end = min(token.next_event_id, run.next_event_id) if token else run.next_event_id
     first = max(1, end - _page_size(request.maximum_page_size))
     found = page(fold, run, first, end, PAGE_EVENTS_MAX)
@@ -295,7 +296,7 @@ def update_status(
     """
     run = fold.run(namespace_id, namespace, workflow_id, run_id)
     if run is None:
-        raise workflow_not_found(workflow_id)
+        raise workflow_not_found(workflow_id, run_id)
     update = run.updates.get(update_id)
     if update is None:
         raise not_found(f"update {json.dumps(update_id, ensure_ascii=False)} not found")
@@ -323,7 +324,7 @@ def describe(fold: ShardFold, info: NamespaceInfo, message: bytes) -> bytes:
     target = request.execution
     run = fold.run(info.namespace_id, info.name, target.workflow_id, target.run_id)
     if run is None:
-        raise workflow_not_found(target.workflow_id)
+        raise workflow_not_found(target.workflow_id, target.run_id)
     response = ws.DescribeWorkflowExecutionResponse()
     config = response.execution_config
     config.task_queue.name = run.task_queue

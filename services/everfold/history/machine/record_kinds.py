@@ -72,7 +72,7 @@ BY_RUN: Final[dict[str, ByRun]] = {
     "STICKY_WORKER_GONE": lambda ctx, run, body: workflow_task.decide_sticky_worker_gone(
         ctx, run, body["scheduled_event_id"], body["stamp"]
     ),
-    "RESET_STICKY": lambda ctx, run, body: workflow_task.decide_reset_sticky(ctx, run),
+    "RESET_STICKY": _message(workflow_task.decide_reset_sticky),
     "FAIL_WORKFLOW_TASK": _message(workflow_task.decide_fail_task),
     "COMPLETE_ACTIVITY": _message(activity.decide_complete_activity),
     "FAIL_ACTIVITY": _message(activity.decide_fail_activity),

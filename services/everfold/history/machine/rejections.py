@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from google.protobuf.message import Message
 from temporalio.api.enums.v1 import failed_cause_pb2
 from temporalio.api.errordetails.v1 import message_pb2 as errordetails_pb2
@@ -72,8 +74,11 @@ def namespace_not_found(namespace: str) -> StatusError:
     )
 
 
-def workflow_not_found(workflow_id: str) -> StatusError:
-    """NOT_FOUND for a workflow or a run of it."""
+def workflow_not_found(workflow_id: str, run_id: str = "") -> StatusError:
+    """NOT_FOUND for a workflow, or for the run of it that was asked for."""
+    if run_id:
+        run = f"workflow ID {json.dumps(workflow_id, ensure_ascii=False)} and run ID {json.dumps(run_id)}"
+        return not_found(f"workflow execution not found for {run}")
     return not_found(f"workflow not found for ID: {workflow_id}")
 
 

@@ -316,7 +316,8 @@ class ShardFold:
         if run is None or not (run.quarantined or waiting):
             ctx.step.ignored = True
             fine = StatusError(Code.FAILED_PRECONDITION, f"workflow {body['workflow_id']} is not quarantined")
-            ctx.step.reply = Reply(error=workflow_not_found(body["workflow_id"]) if run is None else fine)
+            missing = workflow_not_found(body["workflow_id"], body["run_id"])
+            ctx.step.reply = Reply(error=missing if run is None else fine)
             return
         if run.quarantined == UNREADABLE:
             text = f"workflow {run.workflow_id}: {UNREADABLE}; terminate or delete it"

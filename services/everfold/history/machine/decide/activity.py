@@ -347,7 +347,7 @@ def record_started(turn: Turn, activity: Activity) -> int:
 def _by_token(run: Run | None, data: bytes) -> tuple[Run, Activity]:
     token = _token(data)
     if run is None:
-        raise workflow_not_found(token.workflow_id)
+        raise workflow_not_found(token.workflow_id, token.run_id)
     if not run.running:
         raise workflow_completed()
     if not token.scheduled_event_id:
@@ -379,7 +379,7 @@ def _by_id(ctx: StepContext, namespace: NamespaceInfo, request: ById, *, must_be
         raise invalid("activityID cannot be empty")
     run = ctx.find(namespace.namespace_id, namespace.name, request.workflow_id, request.run_id)
     if run is None:
-        raise workflow_not_found(request.workflow_id)
+        raise workflow_not_found(request.workflow_id, request.run_id)
     if not run.running:
         raise workflow_completed()
     activity = run.activities.get(run.activity_ids.get(request.activity_id, 0))

@@ -33,7 +33,7 @@ def decide_reset_activity(ctx: StepContext, namespace: NamespaceInfo, message: b
     target = request.execution
     run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, target.run_id)
     if run is None:
-        raise workflow_not_found(target.workflow_id)
+        raise workflow_not_found(target.workflow_id, target.run_id)
     if not run.running:
         raise workflow_completed()
     chosen = _chosen(run, request)

@@ -65,7 +65,7 @@ def check_sequence(commands: Iterable[command_pb2.Command]) -> None:
         if command.command_type in _CLOSING:
             closing = name
         elif command.command_type not in (*HANDLERS, *NOT_BUILT, _PROTOCOL_MESSAGE):
-            raise invalid(f"unknown command type: {command.command_type}")
+            raise invalid(f"unknown command type: {name}")
 
 
 def handle_commands(turn: Turn, completed_event_id: int, request: ws.RespondWorkflowTaskCompletedRequest) -> Completion:

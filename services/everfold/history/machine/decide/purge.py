@@ -34,7 +34,7 @@ def decide_delete(ctx: StepContext, namespace: NamespaceInfo, message: bytes) ->
     target = ws.DeleteWorkflowExecutionRequest.FromString(message).workflow_execution
     run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, target.run_id, quarantined=True)
     if run is None:
-        raise workflow_not_found(target.workflow_id)
+        raise workflow_not_found(target.workflow_id, target.run_id)
     _remove(ctx, run)
     return Reply(serialize(ws.DeleteWorkflowExecutionResponse()))
 

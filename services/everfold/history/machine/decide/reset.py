@@ -45,7 +45,7 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
     base = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, target.run_id)
     current = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, "", quarantined=True)
     if base is None:
-        raise workflow_not_found(target.workflow_id)
+        raise workflow_not_found(target.workflow_id, target.run_id)
     if current is not None and current.run_id == base.run_id:
         current = base
     point = request.workflow_task_finish_event_id

@@ -34,7 +34,7 @@ def decide_signal(ctx: StepContext, namespace: NamespaceInfo, message: bytes) ->
     target = request.workflow_execution
     run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, target.run_id)
     if run is None:
-        raise workflow_not_found(target.workflow_id)
+        raise workflow_not_found(target.workflow_id, target.run_id)
     if is_repeated_signal(ctx, run, request.request_id):
         ctx.step.ignored = True
         return _signaled(run, request.request_id)
@@ -159,7 +159,7 @@ def find_in_chain(
     run_id = "" if first_run_id else target.run_id
     run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, run_id, quarantined=quarantined)
     if run is None:
-        raise workflow_not_found(target.workflow_id)
+        raise workflow_not_found(target.workflow_id, target.run_id)
     if first_run_id and run.first_run_id != first_run_id:
         raise not_found("workflow execution not found")
     return run

@@ -57,7 +57,7 @@ def decide_update(ctx: StepContext, namespace: NamespaceInfo, message: bytes) ->
     run_id = "" if request.first_execution_run_id else target.run_id
     run = ctx.find(namespace.namespace_id, namespace.name, target.workflow_id, run_id)
     if run is None:
-        raise workflow_not_found(target.workflow_id)
+        raise workflow_not_found(target.workflow_id, target.run_id)
     if request.first_execution_run_id and run.first_run_id != request.first_execution_run_id:
         raise not_found("workflow execution not found")
     turn = admit_update(ctx, run, request)
@@ -154,8 +154,10 @@ class Messages:
         """The message of that id.
 
         Raises:
-            CommandFailed: there is none.
+            CommandFailed: the command names none, or one that is not there.
         """
+        if not message_id:
+            raise CommandFailed(_BAD_MESSAGE, "MessageID is not set on ProtocolMessageCommand.")
         message = self._waiting.pop(message_id, None)
         if message is None:
             raise CommandFailed(_BAD_MESSAGE, f"ProtocolMessageCommand referenced absent message ID {message_id}")

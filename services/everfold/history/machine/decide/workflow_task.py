@@ -139,7 +139,7 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes, star
     request = ws.RespondWorkflowTaskCompletedRequest.FromString(message)
     token = _token(request.task_token)
     if run is None:
-        raise workflow_not_found(token.workflow_id)
+        raise workflow_not_found(token.workflow_id, token.run_id)
     digest = hashlib.blake2b(message, digest_size=8).digest()
     if start is not None and not is_of(start, token):  # a late completion of an earlier task
         begin_handed_out(ctx, run.namespace_id, run.workflow_id, start)
@@ -392,7 +392,7 @@ def decide_fail_task(ctx: StepContext, run: Run | None, message: bytes) -> Reply
     request = ws.RespondWorkflowTaskFailedRequest.FromString(message)
     token = _token(request.task_token)
     if run is None:
-        raise workflow_not_found(token.workflow_id)
+        raise workflow_not_found(token.workflow_id, token.run_id)
     if not run.running:
         raise workflow_completed()
     if _matching_task(run, token) is None:
@@ -408,10 +408,11 @@ def decide_fail_task(ctx: StepContext, run: Run | None, message: bytes) -> Reply
     return Reply(serialize(ws.RespondWorkflowTaskFailedResponse()))
 
 
-def decide_reset_sticky(ctx: StepContext, run: Run | None) -> Reply:
+def decide_reset_sticky(ctx: StepContext, run: Run | None, message: bytes) -> Reply:
     """ResetStickyTaskQueue: the worker has lost the run from its cache."""
     if run is None:
-        raise not_found("workflow not found")
+        target = ws.ResetStickyTaskQueueRequest.FromString(message).execution
+        raise workflow_not_found(target.workflow_id, target.run_id)
     if not run.running:
         raise workflow_completed()
     if run.sticky_queue:
