@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from everfold.cli.commands import everfold
-from everfold.cli.reference import PAGES
+from everfold.cli.reference import PAGES, SECTIONS
 from everfold.runtime.config import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +42,30 @@ def test_config_show_can_be_read_by_people(cli: CliRunner) -> None:
     assert "history.shards" not in result.stdout
 
 
+@pytest.mark.parametrize("json_", [[], ["--json"]])
+def test_config_show_hides_what_is_secret(cli: CliRunner, json_: list[str]) -> None:
+    secrets = {
+        "sasl.password": "s3cret-1",
+        "ssl.key.password": "s3cret-2",
+        "ssl.key.pem": "s3cret-3",
+        "sasl.oauthbearer.client.secret": "s3cret-4",
+    }
+    given = [f"--kafka-property={name}={value}" for name, value in {"sasl.username": "alice", **secrets}.items()]
+    result = cli.invoke(everfold, ["config", "show", *json_, *given])
+    assert result.exit_code == 0, result.output
+    assert "s3cret" not in result.output
+    assert "alice" in result.output
+    assert result.output.count("(hidden)") == len(secrets)
+
+
+def test_a_property_that_cannot_be_read_is_not_repeated(cli: CliRunner) -> None:
+    result = cli.invoke(everfold, ["config", "show"], env={"EVERFOLD_KAFKA_PROPERTIES": "sasl.username=a,s3cret"})
+    assert result.exit_code == 2
+    assert "kafka.properties" in result.output
+    assert "expected name=value" in result.output
+    assert "s3cret" not in result.output
+
+
 def test_a_contradiction_is_a_usage_error(cli: CliRunner) -> None:
     result = cli.invoke(everfold, ["config", "show", "--ephemeral", "--data-dir", "/x"])
     assert result.exit_code == 2
@@ -69,9 +94,11 @@ def test_every_command_explains_itself(cli: CliRunner, command: str) -> None:
 
 
 def test_the_generated_pages_are_fresh(cli: CliRunner, tmp_path: Path) -> None:
+    for name in SECTIONS:
+        shutil.copy(ROOT / "docs" / f"{name}.md", tmp_path)
     assert cli.invoke(everfold, ["docs", str(tmp_path)]).exit_code == 0
     made = list(tmp_path.iterdir())
-    assert len(made) == len(PAGES)
+    assert len(made) == len(PAGES) + len(SECTIONS)
     for page in made:
         kept = (ROOT / "docs" / page.name).read_text()
         assert kept == page.read_text(), f"docs/{page.name} is out of date: run `make docs`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import time
 import uuid
@@ -175,13 +176,28 @@ def test_a_second_server_on_the_same_directory_is_refused_and_told_what_to_do(tm
         assert "--data-dir DIR" in second.stderr
 
 
-def test_a_taken_port_is_refused_and_nothing_stays_behind(tmp_path: Path) -> None:
-    with everfold_server(tmp_path / "first") as server:
-        port = server.address.rpartition(":")[2]
-        command = [*everfold_command(), "server", "start-dev", "--ephemeral", "--port", port]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert second.returncode == 1
-        assert "--port" in second.stderr
+@pytest.mark.parametrize("flag", ["--port", "--rpc-port", "--metrics-port", "--topology-metrics-port", "--broker-port"])
+def test_a_taken_port_is_named_before_the_broker_is_started(flag: str, tmp_path: Path) -> None:
+    ports = {name: str(free_port()) for name in ("--port", flag)}
+    with socket.create_server(("127.0.0.1", int(ports[flag]))):
+        command = [*everfold_command(), "server", "start-dev", "--data-dir", str(tmp_path / "data")]
+        done = subprocess.run(
+            [*command, *(word for pair in ports.items() for word in pair)],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"The address 127.0.0.1:{ports[flag]} cannot be listened on: Address already in use" in done.stderr
+    assert f"give {flag}." in done.stderr
+    assert not (tmp_path / "data" / "broker").exists()
+
+
+def test_what_is_kept_is_for_its_owner_alone(tmp_path: Path) -> None:
+    with everfold_server(tmp_path) as server:
+        start(server, "mine")
+        server.stop()
+    kept = [tmp_path / "data", *(tmp_path / "data").rglob("*")]
+    assert {"broker", "history", "visibility.db"} <= {path.name for path in kept}
+    assert [path for path in kept if path.stat().st_mode & 0o077] == []
 
 
 def test_visibility_lists_a_closed_workflow_as_closed_within_a_second(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def test_two_of_each_service_make_one_cluster(cluster: Cluster) -> None:
     for address in cluster.frontends:
         wait_until_serves(address, cluster.processes)
     first, second = cluster.frontends
+    told = "there is no namespace yet"
+    assert any(told in process.log.read_text() for name, process in cluster.processes.items() if "frontend" in name)
     cli(first, "operator", "namespace", "create", "--namespace", "shared", "--retention", "1d")
     wait_until_answers(second, "shared", cluster.processes)
     # Ids of every shard, started at one frontend, described at the other.

@@ -13,7 +13,8 @@ from temporalio.api.errordetails.v1 import message_pb2 as errordetails
 from temporalio.api.operatorservice.v1 import request_response_pb2 as op
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
-from everfold.frontend.calls import OPERATOR_SERVICE, WORKFLOW_SERVICE, method_path
+from everfold.frontend.calls import OPERATOR_SERVICE, WORKFLOW_SERVICE, method_path, refuse_unbuilt_method
+from everfold.frontend.unbuilt import FAMILIES
 from everfold.frontend.validate import UNBUILT
 from everfold.kernel.errors import Code, StatusError
 from everfold.kernel.tokens import WorkflowTaskToken, encode_workflow_task_token
@@ -69,6 +70,16 @@ def test_a_real_temporal_server_refuses_the_same_in_the_same_words(tmp_path: Pat
             else:
                 different.append(f"{method}: accepted, ours {code.name} {text!r}")
     assert different == []
+
+
+def test_the_families_that_are_not_built_are_all_and_only_those_methods() -> None:
+    async def scenario(frontend: Frontend) -> None:
+        handlers = frontend.server.handlers
+        refused = [path.rpartition("/")[2] for path, handler in handlers.items() if handler is refuse_unbuilt_method]
+        listed = [name for names in FAMILIES.values() for name in names]
+        assert sorted(listed) == sorted(set(refused) - {"Watch"})  # the health service's stream
+
+    run(scenario)
 
 
 ASKING: dict[type[Message], dict[str, dict[str, Any]]] = {

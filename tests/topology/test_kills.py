@@ -169,6 +169,50 @@ def test_the_processor_in_the_guide_counts_right(source: Source, workers: list[W
     state.close()
 
 
+PLAIN_AGENT = """
+import dataclasses
+import pathlib
+
+from everfold.schemas.codec import decode
+from everfold.schemas.topics import EVENTS
+from everfold.topology.app import app as everfold
+from everfold.topology.application import TopologyApp
+
+base = everfold.options.data_dir / "not" / "there"
+app = TopologyApp(dataclasses.replace(everfold.options, group="plain", instance="", data_dir=base / "yet"))
+
+
+@app.agent(app.topic(everfold.options.prefix + EVENTS.name, value_serializer="raw"))
+async def count(values):
+    async for value in values:
+        with (base.parent.parent / "counted").open("a") as counted:
+            counted.write(decode(value)[1]["workflow_id"] + "\\n")
+"""
+
+
+def test_a_plain_faust_agent_reads_the_events(source: Source, workers: list[WorkerProcess], tmp_path: Path) -> None:
+    """As docs/topology.md says: `events` is written with lz4, and nobody has made the directories before."""
+    source.workflows(40)
+    source.flush()
+    workers[0].start()
+    await_that(lambda: drained(source, workers[0]), STARTED_S, "the events are written")
+    module = tmp_path / "agent" / "plain_agent.py"
+    module.parent.mkdir()
+    module.write_text(PLAIN_AGENT)
+    worker = workers[1]
+    worker.add_path(module.parent)
+    worker.command = [sys.executable, "-m", "faust", "-A", "plain_agent", "worker", "-l", "warn", "--without-web"]
+    worker.start()
+    counted = worker.directory / "topology" / "counted"
+    expected = sum(len(partition) for partition in read_all(source.bootstrap, source.prefix + EVENTS.name, 4))
+    await_that(
+        lambda: counted.exists() and len(counted.read_text().split()) == expected,
+        STARTED_S,
+        f"the agent counts the {expected} events\n{worker.log()[-2000:]}",
+    )
+    worker.kill()
+
+
 def test_without_its_topics_a_worker_says_what_to_do(
     kafka_bootstrap: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

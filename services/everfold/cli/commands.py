@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,11 +21,19 @@ from everfold.cli.version import version
 from everfold.runtime import log
 from everfold.runtime.config import OPTIONS, SECTIONS, Loaded
 from everfold.runtime.lifecycle import Fatal
+from everfold.runtime.settings import Option, is_secret
 
 COMMON = ("kafka", "node", "metrics", "log", "dynamic")
 """What every process that serves needs to know."""
 
 _FILE = click.Path(exists=True, dir_okay=False)
+
+_HIDDEN = "(hidden)"
+
+_PIPED_WIDTH = 10_000
+
+_OWNER_ALONE = 0o077
+"""Workflows' payloads lie in what a process writes, its children's files included: nobody else may read them."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -128,8 +137,7 @@ def config_show(loaded: Loaded, as_json: bool, changed: bool) -> None:
     for path, option in OPTIONS.items():
         value = getattr(getattr(loaded.settings, option.section), option.name)
         if not (changed and loaded.sources[path] == "default"):
-            shown = "(hidden)" if option.secret and value else value
-            rows.append((path, shown, loaded.sources[path], option.unit))
+            rows.append((path, _shown(option, value), loaded.sources[path], option.unit))
     if as_json:
         content = {path: {"value": value, "source": source} for path, value, source, _ in rows}
         click.echo(json.dumps({"settings": content, "warnings": list(loaded.warnings)}, indent=2))
@@ -137,7 +145,8 @@ def config_show(loaded: Loaded, as_json: bool, changed: bool) -> None:
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     for path, value, source, unit in rows:
         table.add_row(path, f"{_plain(value)}{f' {unit}' if unit and isinstance(value, (int, float)) else ''}", source)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    # What is piped to a file or to grep is not cut off at a terminal's width.
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
     _warn(loaded)
 
 
@@ -145,10 +154,13 @@ def config_show(loaded: Loaded, as_json: bool, changed: bool) -> None:
 @click.argument("directory", type=click.Path(file_okay=False, exists=True, path_type=Path))
 def docs(directory: Path) -> None:
     """Write the generated pages of the documentation."""
-    from everfold.cli.reference import PAGES
+    from everfold.cli.reference import PAGES, SECTIONS, with_section
 
     for name, made in PAGES.items():
         (directory / f"{name}.md").write_text(made())
+    for name, made in SECTIONS.items():
+        page = directory / f"{name}.md"
+        page.write_text(with_section(page.read_text(), made()))
 
 
 @everfold.group()
@@ -216,6 +228,7 @@ def _topology(loaded: Loaded) -> None:
 
 
 def _run(loaded: Loaded, work: Any) -> None:
+    os.umask(_OWNER_ALONE)
     settings = loaded.settings
     log.configure(settings.log.level, settings.log.format)
     _warn(loaded)
@@ -233,6 +246,15 @@ def _warn(loaded: Loaded) -> None:
 def _fail(text: str) -> NoReturn:
     click.echo(f"everfold: {text}", err=True)
     sys.exit(1)
+
+
+def _shown(option: Option, value: Any) -> Any:
+    """The value without what is secret in it."""
+    if option.secret and value:
+        return _HIDDEN
+    if isinstance(value, dict):
+        return {key: _HIDDEN if is_secret(key) else item for key, item in value.items()}
+    return value
 
 
 def _plain(value: Any) -> str:

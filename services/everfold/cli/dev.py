@@ -17,6 +17,7 @@ from temporalio.api.operatorservice.v1 import request_response_pb2 as op
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.cli import nodes, topics
+from everfold.cli.ports import refuse_taken_ports
 from everfold.cli.processors import child_command, child_environment
 from everfold.cli.serve import in_directory, open_data_dir
 from everfold.cli.tls import read_tls
@@ -65,6 +66,7 @@ class DevServer:
         """Start everything, create what is missing, and say where it is."""
         began = time.monotonic()
         self._data.acquire()
+        refuse_taken_ports(self._settings)
         settings = await self._with_kafka(supervisor)
         kafka = topics.kafka_settings(settings)
         alone = self._embedded  # nobody else is told of that broker

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import structlog
 from confluent_kafka.admin import AdminClient
 
+from everfold.cli.ports import cannot_listen
 from everfold.frontend.cluster import ClusterFacts
 from everfold.frontend.freshness import Freshness
 from everfold.frontend.gateway import TlsFiles
@@ -330,10 +331,7 @@ class Node:
         try:
             await supervisor.start("frontend", self.frontend)
         except OSError as error:
-            raise Fatal(
-                f"The address {settings.frontend.ip}:{settings.frontend.port} cannot be listened on: "
-                f"{error.strerror or error}. Another server may have it: stop that one, or give --port."
-            ) from None
+            raise cannot_listen(settings.frontend.ip, settings.frontend.port, error, "--port") from None
 
     def _open_index(self) -> VisibilityStore | FoundIndex:
         url = self._settings.visibility.url or self._data.visibility_url

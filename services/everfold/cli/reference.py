@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from everfold.cli.diagrams import machines_page, topics_diagram
+from everfold.frontend.unbuilt import FAMILIES
 from everfold.runtime import config, dynamic, metrics
 from everfold.runtime.settings import Option
 from everfold.schemas.topics import AT_LEAST, OWNERS_CHOICE, SHARDS, TASKS, TOPICS
@@ -101,6 +102,31 @@ def _listed(names: Iterable[str]) -> str:
 def state_machines_page() -> str:
     """docs/state-machines.md."""
     return machines_page(_GENERATED)
+
+
+def unbuilt_section() -> str:
+    """The methods that are not built, for docs/temporal-differences.md."""
+    return "\n".join(
+        _table(
+            ("family", "methods"),
+            ((family, ", ".join(f"`{name}`" for name in names)) for family, names in FAMILIES.items()),
+        )
+    )
+
+
+SECTIONS: Final[dict[str, Callable[[], str]]] = {"temporal-differences": unbuilt_section}
+"""Name of a page in docs/ that people write -> what makes the part between its marks."""
+
+_BEGIN, _END = f"{_GENERATED}\n\n", "<!-- End of what is generated. -->"
+
+
+def with_section(page: str, section: str) -> str:
+    """The page with its generated part made anew."""
+    before, mark, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not mark or not end:
+        raise ValueError("the page lacks the marks around its generated part")
+    return f"{before}{mark}{section}\n\n{end}{after}"
 
 
 PAGES: Final[dict[str, Callable[[], str]]] = {

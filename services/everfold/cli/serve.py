@@ -101,6 +101,8 @@ class OneService:
         await node.start(supervisor)
         tls = {} if self._tls is None else {"tls": True}
         log.info("serves", role=self._role, **node.addresses(), **tls)
+        if self._role == "frontend" and all(namespace.deleted for namespace in node.registry):
+            log.warning("there is no namespace yet", make_one="temporal operator namespace create default")
 
     def close(self) -> None:
         """Give the data directory up."""

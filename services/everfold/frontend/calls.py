@@ -94,7 +94,8 @@ def unknown_path(path: str, services: Iterable[str]) -> StatusError:
     return StatusError(Code.UNIMPLEMENTED, f"unknown service {service}")
 
 
-async def _refuse(context: CallContext, request: bytes) -> bytes:
+async def refuse_unbuilt_method(context: CallContext, request: bytes) -> bytes:
+    """Serves every method that is not built (`unbuilt`)."""
     raise unknown_method(context.method)
 
 
@@ -107,4 +108,4 @@ def complete_table(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
     paths = known_methods()
     if strangers := set(handlers).difference(paths):
         raise ValueError(f"expected handlers of known methods only, found {sorted(strangers)}")
-    return {path: handlers.get(path, _refuse) for path in paths}
+    return {path: handlers.get(path, refuse_unbuilt_method) for path in paths}

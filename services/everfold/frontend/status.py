@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import secrets
-import traceback
 from typing import Final
 
 from google.rpc import status_pb2
 
-from everfold.kernel.errors import Code, InvariantViolation, ShardLost, StatusError
-
-_log = logging.getLogger(__name__)
+from everfold.kernel.errors import Code, ShardLost, StatusError
+from everfold.runtime.defects import defect_in
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
-_FRAMES_MAX: Final = 8
 _TYPE_URL: Final = "type.googleapis.com/"
 
 
@@ -33,8 +28,7 @@ def status_of(error: Exception, method: str) -> StatusError:
     """The status that a failed call ends with.
 
     A `StatusError` is itself. What a shard or a broker in trouble lets through is UNAVAILABLE, which SDKs retry.
-    Anything else is a defect of ours: INTERNAL, with an id that stands in the log line too, and nothing of the
-    exception's own text, which may hold payloads: the log has its type and where it came from.
+    Anything else is a defect of ours.
     """
     if isinstance(error, StatusError):
         return error
@@ -42,8 +36,4 @@ def status_of(error: Exception, method: str) -> StatusError:
         return StatusError(Code.UNAVAILABLE, "the owner of this workflow or task queue is moving, please retry")
     if isinstance(error, TimeoutError):
         return StatusError(Code.DEADLINE_EXCEEDED, "no answer within the deadline")
-    error_id = secrets.token_hex(4)
-    kind = "invariant violated" if isinstance(error, InvariantViolation) else "exception escaped"
-    where = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES_MAX))
-    _log.error("%s in %s (error id %s): %s\n%s", kind, method, error_id, type(error).__name__, where)
-    return StatusError(Code.INTERNAL, f"internal error in {method.rpartition('/')[2]} (error id {error_id})")
+    return defect_in(method, error)

@@ -29,6 +29,9 @@ from everfold.runtime.lifecycle import Fatal
 FORMAT: Final = 1
 """Raised when an older version could not read what this one writes."""
 
+OWNER_ALONE: Final = 0o700
+"""Mode of the directories that are made here: they hold workflows' payloads. One that is there keeps its mode."""
+
 WORKER: Final = "worker"
 """The name of a worker's directory beside those of the other processes, when it has no other."""
 
@@ -84,7 +87,7 @@ class DataDir:
     def acquire(self) -> None:
         """Take the directory for this process, creating it. Raises Fatal when it is in use or of a newer version."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(OWNER_ALONE, parents=True, exist_ok=True)
             lock = (self.path / "everfold.lock").open("a+")
         except OSError as error:
             raise Fatal(

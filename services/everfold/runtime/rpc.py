@@ -26,6 +26,7 @@ import msgpack
 import structlog
 
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime.defects import defect_in
 
 PROTOCOL_VERSION: Final = 1
 
@@ -270,8 +271,8 @@ class _ServerConnection(_Frames):
         except asyncio.CancelledError:
             answer = [_STATUS, call_id, int(Code.CANCELLED), "the call was cancelled", []]
         except Exception as error:
-            log.exception("a call from another process failed", service=role, method=method.name)
-            answer = [_STATUS, call_id, int(Code.INTERNAL), f"{type(error).__name__}: {error}", []]
+            defect = defect_in(f"{role}/{method.name}", error)
+            answer = [_STATUS, call_id, int(defect.code), defect.message, []]
         finally:
             timer.cancel()
             del self.calls[call_id]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +25,7 @@ ENV_PREFIX: Final = "EVERFOLD_"
 _BYTE_UNITS: Final = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1}
 _TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _UNITS: Final[dict[str, Mapping[str, float]]] = {"bytes": _BYTE_UNITS, "s": _TIME_UNITS}
+_SECRET: Final = re.compile(r"password|passwd|secret|token|credential|\.pem$|jaas|private|\.key$", re.IGNORECASE)
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
@@ -117,7 +119,9 @@ class Option:
         try:
             converted = self._typed(value)
         except (ValueError, TypeError) as error:
-            raise SettingError(f"{self.path}: {value!r} (from {source}) is not a {self.type_name}: {error}") from None
+            # A pair may be a password without its name.
+            shown = "the value" if self.secret or typing.get_origin(self.type) is dict else repr(value)
+            raise SettingError(f"{self.path}: {shown} (from {source}) is not a {self.type_name}: {error}") from None
         if self.choices and converted not in self.choices:
             raise SettingError(f"{self.path}: {value!r} (from {source}) is none of {', '.join(self.choices)}")
         if isinstance(converted, (int, float)) and not isinstance(converted, bool):
@@ -172,10 +176,15 @@ def scaled(text: str, unit: str) -> float | int:
         return float(text)
 
 
+def is_secret(name: str) -> bool:
+    """Whether a property of a client library is nobody's to see: a password, a key, a token."""
+    return _SECRET.search(name) is not None
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ValueError(f"expected name=value, found {text!r}")
+        raise ValueError("expected name=value in each of its parts")
     return name.strip(), value.strip()
 
 

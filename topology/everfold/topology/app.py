@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everfold.runtime import config
-from everfold.runtime.datadir import WORKER, default_data_dir
+from everfold.runtime.datadir import OWNER_ALONE, WORKER, default_data_dir
 from everfold.runtime.lifecycle import Fatal
 from everfold.topology.application import TopologyApp, TopologyOptions
 from everfold.topology.events import TypedEvents
@@ -68,7 +68,7 @@ def instance_of(data_dir: Path) -> str:
     """The name of the worker whose state this directory holds; made on first use, kept with the state."""
     path = data_dir / "instance"
     if not path.exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(OWNER_ALONE, parents=True, exist_ok=True)
         staged = path.with_suffix(".new")
         staged.write_text(f"everfold-topology-{uuid.uuid4()}\n")
         staged.replace(path)

@@ -21,6 +21,7 @@ from faust.types.auth import CredentialsT
 from faust.worker import Worker as FaustWorker
 
 from everfold.runtime import metrics
+from everfold.runtime.datadir import OWNER_ALONE
 from everfold.runtime.kafka import KafkaSettings, KafkaUnavailable, known_offset
 from everfold.runtime.kafka.settings import LEADERS_SECONDS_MAX, REQUEST_SECONDS_MAX
 from everfold.schemas.topics import full_name
@@ -274,6 +275,11 @@ class TopologyApp(faust.App):
                 starts[TP(topic, partition)] = offset
         log.info("partitions", held=len(wanted), behind=sum(end[tp] - starts[tp] for tp in wanted))
         return starts
+
+    def _create_directories(self) -> None:
+        # Faust makes no directory above its own, and an application may be the first to need the data directory.
+        Path(self.conf.datadir).mkdir(OWNER_ALONE, parents=True, exist_ok=True)
+        super()._create_directories()
 
     def lag(self) -> Lag:
         """Processor -> partition -> records not yet applied; also sets the gauges."""
