@@ -10,7 +10,7 @@ SECONDS ?= 300
 PROGRAMS ?= 300
 SEED ?=
 
-.PHONY: setup check test sim integration crash damage generated memory bench bench-check demo docs clean help
+.PHONY: setup check test sim integration crash damage bursts generated memory bench bench-check demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ crash: $(READY) ## kill -9 in full: 20 rounds of the servers, 3 of the broker, 3
 
 damage: $(READY) ## damaged logs, stores and records, in full
 	EVERFOLD_DAMAGE=full $(BIN)/pytest tests/damage -s
+
+bursts: $(READY) ## up to 50,000 commands at once, on 1 and 4 shards, with and without kill -9
+	EVERFOLD_BURSTS=full $(BIN)/pytest tests/bursts -s
 
 generated: $(READY) ## PROGRAMS (300) random workflows through kills, and on a real Temporal server; SEED repeats
 	EVERFOLD_GENERATED_PROGRAMS=$(PROGRAMS) EVERFOLD_GENERATED_SEED=$(SEED) $(BIN)/pytest tests/generated -s

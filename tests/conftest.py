@@ -15,6 +15,7 @@ __all__ = ["kafka", "kafka_bootstrap", "topic_prefix"]
 ALONE = frozenset(
     (
         "broker",
+        "bursts",
         "cli",
         "compose",
         "conformance",
