@@ -130,6 +130,12 @@ def check_values(fields: Mapping[str, Payload], custom: Mapping[str, str], count
             raise _invalid(f"invalid value for search attribute {name} of type {kind}: {wrong[:_SHOWN_MAX]}")
 
 
+def unsets(payload: Payload) -> bool:
+    """Whether a value is no value: null, or an empty list. A start drops it, an upsert removes the attribute."""
+    null = payload.metadata.get("encoding", b"") == b"binary/null"
+    return null or payload.data.strip() in (b"", b"null", b"[]")
+
+
 def check_sizes(fields: Mapping[str, Payload], total: int, value_max: int, total_max: int) -> None:
     """Refuses values that are too large, each or all together.
 

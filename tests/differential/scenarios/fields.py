@@ -183,3 +183,40 @@ def worker_builds(s: Script) -> None:
 
 def _build(build_id: str) -> dict[str, Any]:
     return {"worker_version_stamp": {"build_id": build_id}}
+
+
+def _attributes(**values: str) -> dict[str, Any]:
+    """Search attributes by the JSON of their values; an empty text is what SDKs write for nothing."""
+    return {
+        "indexed_fields": {
+            name: {"metadata": {"encoding": b"json/plain" if value else b"binary/null"}, "data": value.encode()}
+            for name, value in values.items()
+        }
+    }
+
+
+_NOTHINGS: Final = _attributes(CustomKeyword="null", CustomText="", CustomInt="[]", CustomKeywordList="[]")
+_SOME: Final = _attributes(CustomKeyword="null", CustomInt="3", CustomText='""', CustomKeywordList="[null]")
+
+
+@scenario("fields-nulls", "search attributes that are null or empty, in every start and in an upsert")
+def null_search_attributes(s: Script) -> None:
+    s.start("nothing", search_attributes=_NOTHINGS)
+    s.note_description("nothing", "nothing")
+    elsewhere = {"task_queue": {"name": f"{s.queue}-children"}}
+    abandoned = {"parent_close_policy": 2, **elsewhere}
+    s.complete(
+        s.poll(),
+        start_child(s, search_attributes=_SOME, **abandoned),
+        command("UPSERT_WORKFLOW_SEARCH_ATTRIBUTES", search_attributes=_SOME),
+        command("UPSERT_WORKFLOW_SEARCH_ATTRIBUTES", search_attributes=_NOTHINGS),
+    )
+    s.wait("CHILD_WORKFLOW_EXECUTION_STARTED", "nothing")
+    s.track("child")
+    s.note("described", s.describe("nothing").workflow_execution_info.search_attributes)
+    s.terminate("nothing")
+    start = {**s.start_fields("some"), "signal_name": "first", "search_attributes": _SOME}
+    s.client.call("SignalWithStartWorkflowExecution", **start)
+    again = {"workflow_type": {"name": "scripted"}, **elsewhere}
+    s.complete(s.poll(), command("CONTINUE_AS_NEW_WORKFLOW_EXECUTION", search_attributes=_SOME, **again))
+    s.note_description("continued", "some")

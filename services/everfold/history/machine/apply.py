@@ -42,6 +42,7 @@ from everfold.history.machine.transitions import (
 from everfold.history.machine.worker_builds import remember_worker
 from everfold.kernel.errors import InvariantViolation
 from everfold.kernel.retry import coefficient_ratio
+from everfold.kernel.search_attributes import unsets
 
 Event = history_pb2.HistoryEvent
 Applier = Callable[[Run, Event], None]
@@ -182,9 +183,7 @@ def _merge(target: dict[str, bytes], changes: dict[str, bytes], payloads: object
     (payload.MergeMapOfPayload).
     """
     for name, value in changes.items():
-        payload = payloads[name]  # type: ignore[index]
-        encoding = payload.metadata.get("encoding", b"")
-        if encoding == b"binary/null" or not payload.data or payload.data in (b"null", b"[]"):
+        if unsets(payloads[name]):  # type: ignore[index]
             target.pop(name, None)
         else:
             target[name] = value

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import event_type_pb2
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 
+from everfold.kernel.search_attributes import unsets
 from everfold.kernel.time import SECOND_NS
 
 _type = event_type_pb2.EventType.Value
@@ -114,17 +115,22 @@ def attributes_of(event: history_pb2.HistoryEvent) -> Any:
     return getattr(event, str(event.WhichOneof("attributes")))
 
 
-_LEFT_OUT_IF_EMPTY: Final = frozenset(("memo", "search_attributes"))
-
-
 def copy_fields(source: Message, target: Message, names: Iterable[str]) -> None:
     """Copies the fields of those names that are set, empty messages included.
 
-    A memo and search attributes without an entry are left out, and only they, as on a real server (1.32).
+    As on a real server (1.32), search attributes that are null or an empty list are dropped, and a memo and search
+    attributes without an entry are left out.
     """
     for name in names:
-        if source.HasField(name) and not (name in _LEFT_OUT_IF_EMPTY and not getattr(source, name).ByteSize()):
-            getattr(target, name).CopyFrom(getattr(source, name))
+        if not source.HasField(name):
+            continue
+        value = getattr(source, name)
+        if name == "search_attributes":
+            for key in sorted(value.indexed_fields):
+                if not unsets(value.indexed_fields[key]):
+                    getattr(target, name).indexed_fields[key].CopyFrom(value.indexed_fields[key])
+        elif name != "memo" or value.ByteSize():
+            getattr(target, name).CopyFrom(value)
 
 
 def serialize_field(message: Message, name: str) -> bytes | None:

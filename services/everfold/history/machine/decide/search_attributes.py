@@ -8,7 +8,7 @@ from everfold.history.machine.context import NamespaceInfo
 from everfold.history.machine.decide.failures import CommandFailed
 from everfold.kernel.errors import StatusError
 from everfold.kernel.limits import Limits
-from everfold.kernel.search_attributes import check_names, check_sizes, check_values, kind_of
+from everfold.kernel.search_attributes import check_names, check_sizes, check_values, kind_of, unsets
 
 
 def check_search_attributes(namespace: NamespaceInfo, attributes: common_pb2.SearchAttributes, limits: Limits) -> None:
@@ -74,7 +74,7 @@ def merged(held: dict[str, bytes], upserted: common_pb2.SearchAttributes) -> com
     for name, data in held.items():
         result.indexed_fields[name].ParseFromString(data)
     for name, payload in upserted.indexed_fields.items():
-        if payload.data in (b"", b"null", b"[]"):
+        if unsets(payload):
             result.indexed_fields.pop(name, None)
         else:
             result.indexed_fields[name].CopyFrom(payload)
