@@ -18,6 +18,7 @@ from everfold.history.machine.step import TaskOffer
 from everfold.history.machine_reads import MachineReads
 from everfold.history.namespaces import RegistryNamespaces
 from everfold.history.owner import HistoryConfig, HistoryServer
+from everfold.history.stopped import PositionTopic
 from everfold.history.store import set_aside, shard_directory
 from everfold.kernel.errors import StatusError, UnknownFeatureLevel
 from everfold.kernel.features import FEATURE_LEVEL
@@ -56,10 +57,12 @@ def make(
     name: str = "one",
     registry: NamespaceRegistry | None = None,
     feature_level: int = 0,
+    positions: PositionTopic | None = None,
 ) -> HistoryServer:
     registry = registry or InMemoryNamespaces(DEFAULT)
     config = HistoryConfig("cluster-1", SHARDS, data_dir / name, name, feature_level)
-    return HistoryServer(kafka, config, RegistryNamespaces(registry), MachineReads(), NoMatching())
+    namespaces = RegistryNamespaces(registry)
+    return HistoryServer(kafka, config, namespaces, MachineReads(), NoMatching(), positions=positions)
 
 
 async def until(condition: Callable[[], object], seconds: float = 30) -> None:

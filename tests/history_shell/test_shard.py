@@ -10,7 +10,7 @@ from everfold.history.machine.shard_fold import LogRecord
 from everfold.history.machine.step import Reply
 from everfold.history.ports import ShellLimits
 from everfold.history.taking import Phase, WrongCluster
-from everfold.kernel.errors import Code, LogGap, LogTruncated, StatusError, UnknownFeatureLevel
+from everfold.kernel.errors import Code, LogGap, StatusError, UnknownFeatureLevel
 from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
@@ -343,18 +343,6 @@ def test_an_owner_under_a_new_leader_offers_the_tasks_that_wait_once_and_until_i
 
 
 # ---- giving up
-
-
-def test_a_log_that_ends_before_the_applied_offset_is_noticed_and_the_loss_is_counted(world: World) -> None:
-    owner = Owner(world).take()
-    for number in range(3):
-        started(world, owner, f"w{number}")
-    owner.crash()
-    del world.logs[SHARD_LOG.name, 0][-2:]
-    again = Owner(world, store=owner.store).take()
-    assert isinstance(again.lost, LogTruncated)
-    assert "2 acknowledged records lost" in str(again.lost)
-    assert aftermath(again.lost) is Aftermath.SET_ASIDE
 
 
 def test_a_gap_gives_the_shard_up_and_answers_everybody(world: World) -> None:

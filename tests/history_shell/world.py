@@ -16,6 +16,7 @@ from everfold.history.machine.step import TaskOffer
 from everfold.history.ports import Delivered, Headers, Identity, NoMetrics, ProducerFull, ShellGuards, ShellLimits
 from everfold.history.proposals import Verdict
 from everfold.history.shard import Shard
+from everfold.history.tail import LogFacts
 from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
@@ -332,6 +333,7 @@ class Owner:
     limits: ShellLimits = field(default_factory=ShellLimits)
     guards: ShellGuards = field(default_factory=ShellGuards)
     batch: int = 100
+    log_facts: LogFacts = field(default_factory=LogFacts)
     lost: BaseException | None = None
     offers: list[TaskOffer] = field(default_factory=list)
     served: bool = False
@@ -355,6 +357,7 @@ class Owner:
             limits=self.limits,
             guards=self.guards,
             metrics=self.metrics,
+            log_facts=self.log_facts,
         )
         offset, _ = self.shard.resume_position()
         self.reader = Reader(world, SHARD_LOG.name, self.shard_number, offset, self.shard.on_records, self.batch)

@@ -15,7 +15,7 @@ from everfold.kernel.ids import task_partition
 from everfold.matching.server import MatchingServer
 from everfold.matching.service import MatchingService
 from everfold.runtime.cluster_topic import ClusterTopic
-from everfold.runtime.kafka import KafkaSettings, Producer
+from everfold.runtime.kafka import EndOffsets, KafkaSettings, Producer
 from everfold.runtime.membership import Member
 from everfold.runtime.router import Router
 from everfold.runtime.rpc import RpcPool, RpcServer
@@ -41,6 +41,7 @@ class Node:
     pool: RpcPool
     router: Router
     producer: Producer
+    ends: EndOffsets
     running: bool = True
 
     async def stop(self) -> None:
@@ -51,6 +52,7 @@ class Node:
             await self.pool.stop()
             await self.rpc.stop()
             await self.producer.close()
+            self.ends.close()
 
 
 @asynccontextmanager
@@ -60,12 +62,13 @@ async def node(settings: KafkaSettings, name: str) -> AsyncIterator[Node]:
     rpc = RpcServer({"matching": service})
     await rpc.start()
     producer = Producer(settings, name=name)
-    topic = ClusterTopic(settings, producer, Member(name, address=rpc.address, roles=("matching",)))
+    ends = EndOffsets(settings, name=name)
+    topic = ClusterTopic(settings, producer, ends, Member(name, address=rpc.address, roles=("matching",)))
     pool = RpcPool()
     router = Router(topic.membership, pool)
     router.add_local("matching", service)
     server = MatchingServer(settings, service, topic.membership)
-    made = Node(history, service, server, topic, rpc, pool, router, producer)
+    made = Node(history, service, server, topic, rpc, pool, router, producer, ends)
     try:
         await topic.start()
         await server.start()

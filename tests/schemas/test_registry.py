@@ -17,7 +17,7 @@ SCHEMAS = ROOT / "schemas" / "everfold" / "schemas"
 
 
 def test_every_topic_carries_a_record_that_has_a_schema() -> None:
-    assert {topic.value for topic in topics.TOPICS} == set(registry.RECORDS)
+    assert {record for topic in topics.TOPICS for record in topic.records} == set(registry.RECORDS)
 
 
 def test_there_is_one_file_for_each_record() -> None:

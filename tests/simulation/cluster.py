@@ -11,11 +11,13 @@ from everfold.history.machine.step import Guards
 from everfold.history.ports import ShellGuards, ShellLimits
 from everfold.kernel.errors import Code, ShardLost, StatusError
 from everfold.kernel.features import FEATURE_LEVEL
+from everfold.kernel.positions import Positions
 from everfold.kernel.time import DAY_NS, MILLISECOND_NS, SECOND_NS
 from everfold.runtime.rpc import ConnectionLost, NotOwner
 from everfold.schemas import codec
 from simulation.broker import Broker, ProducerFaults
 from simulation.clock import VirtualLoop
+from simulation.operator import Operator
 from simulation.process import Host, Process
 from simulation.store import DiskTrouble
 from simulation.watch import NEWER_FEATURE_LEVEL, Watch
@@ -78,6 +80,9 @@ class Cluster:
         self.namespace_names = {NAMESPACE_ID: NAMESPACE}
         self.namespaces: dict[str, tuple[int, bytes]] = {}
         self.watch = Watch(self, shape.guards)
+        #: what owners have said on the topic `cluster`, which loses nothing here
+        self.positions = Positions()
+        self.operator = Operator(self)
         self.add_namespace(NAMESPACE_ID, NAMESPACE)
         self.hosts = [
             Host(

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from everfold.history.giving_up import Aftermath, aftermath
+from everfold.history.giving_up import Aftermath, aftermath, decisive
 from everfold.history.ingress import CommandRecord, Ingress
 from everfold.history.machine.shard_fold import LogRecord
 from everfold.history.machine.step import TaskOffer
@@ -25,8 +25,10 @@ from everfold.history.ports import Delivered, Headers, Identity
 from everfold.history.service import HeldShard, HistoryService
 from everfold.history.shard import Shard
 from everfold.history.skew import ClockSkew
-from everfold.kernel.errors import LogTruncated, UnknownFeatureLevel
-from everfold.kernel.time import MILLISECOND_NS
+from everfold.history.stopped import Stop
+from everfold.history.tail import LogFacts, position_of
+from everfold.kernel.errors import UnknownFeatureLevel
+from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
 from everfold.matching.held import HeldPartition
 from everfold.matching.machine.task import ACTIVITY, WORKFLOW
 from everfold.matching.server import task_of
@@ -325,6 +327,7 @@ class Tenure:
         self._ingress: Ingress | None = None
         self._over = False
         self._spoilt = False
+        self._log_facts = LogFacts()
 
     def begin(self) -> None:
         """Take the shard, a little later."""
@@ -365,6 +368,7 @@ class Tenure:
             cluster.cluster_id, cluster.shard_count, wanted, cluster.random.getrandbits(62) + 1, process.name
         )
         ports = Ports(process, self)
+        self._log_facts = LogFacts(cluster.positions.get(number))
         shard = Shard(
             number,
             fold,
@@ -377,6 +381,7 @@ class Tenure:
             limits=cluster.limits,
             guards=cluster.shell_guards,
             skew=process.skew,
+            log_facts=self._log_facts,
         )
         self.shard = shard
         process.shards[number] = HeldShard(shard, MachineReads())
@@ -404,7 +409,7 @@ class Tenure:
     def _log_lost(self, text: str) -> None:
         if self.shard is not None:
             self._cluster.note(f"{self._process.name} shard {self.number}: log lost: {text}")
-            self.shard.on_log_error(LogTruncated(text))
+            self.shard.on_log_lost(text)
 
     def _on_commands(self, records: Sequence[Stored]) -> None:
         if self._ingress is not None:
@@ -415,6 +420,8 @@ class Tenure:
     def on_serving(self) -> None:
         cluster, process = self._cluster, self._process
         assert self.shard is not None
+        cluster.operator.check_served(self.number)
+        self._say_position(self.shard)
         flow = Flow()
         self._ingress = Ingress(self.shard, flow, process.namespaces, cluster.shard_count)
         self._commands_reader = flow.reader = Reader(
@@ -433,6 +440,10 @@ class Tenure:
         self._cluster.note(f"{self._process.name} shard {self.number} lost: {reason} ({then.value})")
         self._cluster.watch.shard_lost(self.number, reason)
         self._spoilt = self._spoilt or then is Aftermath.SET_ASIDE
+        if then is Aftermath.STOPPED:
+            assert self.shard is not None
+            store = position_of(self.shard.fold.meta, "")
+            self._cluster.operator.called(Stop(str(decisive(reason)), store, self._log_facts))
         self._release()
         if isinstance(reason, UnknownFeatureLevel):
             self._process.loop.after(0, self._process.run, self._process.outdated)
@@ -442,6 +453,14 @@ class Tenure:
 
     def on_offers(self, offers: list[TaskOffer]) -> None:
         self._process.offer(offers)
+
+    def _say_position(self, shard: Shard) -> None:
+        """Every second, while the shard serves here."""
+        if self.shard is not shard or not shard.serving:
+            return
+        for position in self._cluster.positions.news([position_of(shard.fold.meta, "")]):
+            self._cluster.positions.received(position)
+        self._process.loop.after(SECOND_NS, self._process.run, lambda: self._say_position(shard))
 
 
 class Flow:

@@ -34,6 +34,7 @@ pytestmark = [
         "shard_clock",
         "read_barrier",
         "epoch_check",
+        "position_check",
         "feature_level",
     ],
 )

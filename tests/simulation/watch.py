@@ -74,7 +74,8 @@ class Watch:
         name = type(reason).__name__
         self.counts[f"lost:{name}"] += 1
         of_disk = name in ("DiskTrouble", "StoreFailed")
-        of_kafka = name in ("LogTruncated", "HashMismatch", "CommandSkipped") and number in self.cut_shards
+        losses = ("LogTruncated", "HashMismatch", "StoreOfLostTail", "CommandSkipped")
+        of_kafka = name in losses and number in self.cut_shards
         of_age = name == "UnknownFeatureLevel" and self._cluster.feature_level_wanted == NEWER_FEATURE_LEVEL
         if not of_disk and not of_kafka and not of_age:
             self.problem(f"shard {number} was given up without need: {reason!r}", reason)

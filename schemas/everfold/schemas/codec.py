@@ -248,6 +248,7 @@ encode_namespace: Final = _codec("Namespace").write
 decode_namespace: Final = _decoder("Namespace")
 encode_member: Final = _codec("Member").write
 decode_member: Final = _decoder("Member")
+encode_shard_position: Final = _codec("ShardPosition").write
 encode_rejected_command: Final = _codec("RejectedCommand").write
 decode_rejected_command: Final = _decoder("RejectedCommand")
 encode_command: Final = _codec("Command").write

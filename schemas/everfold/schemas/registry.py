@@ -38,6 +38,7 @@ ENGINE_RECORDS: Final = (
     "VisibilityRecord",
     "Namespace",
     "Member",
+    "ShardPosition",
     "RejectedCommand",
     "DeadLetter",
 )

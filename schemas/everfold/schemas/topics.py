@@ -36,6 +36,7 @@ class Topic:
         name: without the cluster's prefix.
         partitions: SHARDS, TASKS, or a number.
         value: the Avro record it carries.
+        also: further records it carries, under keys of their own.
         written_by, read_by: services, and parties outside.
         config: topic configuration beyond what all topics share.
         note: what else there is to say.
@@ -48,6 +49,12 @@ class Topic:
     read_by: tuple[str, ...]
     config: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """All Avro records that it carries."""
+        return (self.value, *self.also)
 
     @property
     def help(self) -> str:
@@ -101,7 +108,16 @@ ACTIVITY_TASKS: Final = Topic("activity-tasks", TASKS, "ActivityTask", (HISTORY_
 VISIBILITY: Final = Topic("visibility", SHARDS, "VisibilityRecord", (HISTORY_OWNERS,), (WORKER,), _BY_TIME)
 DEAD_LETTERS: Final = Topic("dead-letters", 1, "DeadLetter", (WORKER,), (OPERATORS,), _BY_TIME)
 NAMESPACES: Final = Topic("namespaces", 1, "Namespace", (HISTORY_OWNERS,), _SERVICES, _COMPACTED, note="by shard 0")
-CLUSTER: Final = Topic("cluster", 1, "Member", _SERVICES, _SERVICES, _COMPACTED, note="who is there, and where")
+CLUSTER: Final = Topic(
+    "cluster",
+    1,
+    "Member",
+    _SERVICES,
+    _SERVICES,
+    _COMPACTED,
+    note="who is there, and where; how far each shard's log was folded",
+    also=("ShardPosition",),
+)
 
 TOPICS: Final = (
     COMMANDS,

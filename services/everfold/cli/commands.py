@@ -199,6 +199,29 @@ def workflow_release(
 
 
 @everfold.group()
+def shard() -> None:
+    """Shards, and what only an operator can decide about them."""
+
+
+@shard.command("repair", cls=SectionedCommand)
+@click.argument("number", type=click.IntRange(min=0))
+@settings_flags("kafka", "log")
+@click.option("--keep-log", is_flag=True, help="Let go what the log has lost; stores that have it are set aside.")
+@click.option("--keep-store", is_flag=True, help="Not possible yet.")
+def shard_repair(loaded: Loaded, number: int, keep_log: bool, keep_store: bool) -> None:
+    """Decide about a shard whose log lacks records that were acknowledged.
+
+    Such a shard is stopped: its store may be the only copy of what is missing. Without an option this only says what
+    the log lacks.
+    """
+    from everfold.cli import repair, topics
+
+    if keep_store:
+        _fail(repair.NO_KEEP_STORE)
+    _run(loaded, lambda: repair.repair(topics.kafka_settings(loaded.settings), number, keep_log=keep_log))
+
+
+@everfold.group()
 def setup() -> None:
     """Fetch what is needed once."""
 

@@ -83,6 +83,7 @@ class DevServer:
             ("matching", "history", "frontend"),
             alone=alone,
             keeps_index=settings.topology.enabled,
+            whole=True,
             tls=self._tls,
         )
         await node.start(supervisor, before_frontend=self._prepare)

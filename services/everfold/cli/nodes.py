@@ -27,6 +27,7 @@ from everfold.history.machine_reads import MachineReads
 from everfold.history.namespaces import RegistryNamespaces
 from everfold.history.owner import HistoryConfig, HistoryServer
 from everfold.history.ports import ShellLimits
+from everfold.history.stopped import OnLostTail
 from everfold.kernel.errors import Code
 from everfold.kernel.limits import DEFAULTS
 from everfold.kernel.time import SECOND_NS
@@ -165,6 +166,7 @@ class Node:
         *,
         alone: bool = False,
         keeps_index: bool = False,
+        whole: bool = False,
         tls: TlsFiles | None = None,
     ) -> None:
         """Nothing runs before `start`.
@@ -177,11 +179,13 @@ class Node:
             roles: what this process is: "matching", "history", "frontend".
             alone: promises that no other process serves the cluster.
             keeps_index: promises that a worker of this very program writes the frontend's visibility index.
+            whole: with a shard that cannot be served the process is of no use, and ends.
             tls: what the frontend serves TLS with; None for plaintext.
         """
         self._tls = tls
         self._alone = alone
         self._keeps_index = keeps_index
+        self._whole = whole
         self._settings = settings
         self._limits = settings.limits
         self._kafka = kafka
@@ -208,7 +212,7 @@ class Node:
         self.registry = namespaces.registry
 
         name = settings.node.name or new_member_id()
-        topic = ClusterTopic(kafka, clients.producer, Member(name, roles=self._roles))
+        topic = ClusterTopic(kafka, clients.producer, clients.ends, Member(name, roles=self._roles))
         pool = RpcPool(cluster.cluster_id)
         self.router = Router(topic.membership, pool)
         services = self._make_services(supervisor, topic)
@@ -272,6 +276,7 @@ class Node:
                     outputs_linger_ms=settings.kafka.linger_ms,
                     tasks_linger=self._alone,
                     session_ms=session_ms,
+                    on_lost_tail=self._on_lost_tail(),
                     limits=ShellLimits(
                         in_flight_max=settings.history.in_flight_max,
                         outbox_entries_max=settings.history.outbox_max,
@@ -282,6 +287,7 @@ class Node:
                 MachineReads(),
                 matching,
                 membership=topic.membership,
+                positions=topic,
                 metrics=self._metrics,
                 on_fatal=supervisor.end,
             )
@@ -363,6 +369,10 @@ class Node:
                 left = max(deadline - asyncio.get_running_loop().time(), 0.01)
                 if await membership.wait_owner(role, number, left) is None:
                     raise Fatal(f"{role} partition {number} is not served after {timeout:.0f} s; the log says why.")
+
+    def _on_lost_tail(self) -> OnLostTail:
+        chosen = OnLostTail(self._settings.history.on_lost_tail)
+        return OnLostTail.END if chosen is OnLostTail.STOP and self._whole else chosen
 
     def _reached_at(self) -> str:
         if self._rpc is None:

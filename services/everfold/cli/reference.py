@@ -85,7 +85,7 @@ def topics_page() -> str:
             (
                 f"`{topic.name}`",
                 partitions.get(str(topic.partitions), str(topic.partitions)),
-                f"`{topic.value}`",
+                ", ".join(f"`{record}`" for record in topic.records),
                 "<br>".join(f"`{name}={value}`" for name, value in topic.full_config().items()),
                 topic.help,
             )

@@ -25,7 +25,7 @@ def show(settings: Settings, *, as_json: bool) -> None:
             {
                 "name": full_name(settings.kafka.prefix, topic),
                 "partitions": topic.partition_count(shape.shards, shape.task_partitions),
-                "record": topic.value,
+                "record": ", ".join(topic.records),
                 "config": topic.full_config(),
                 "help": topic.help,
             }
@@ -36,7 +36,9 @@ def show(settings: Settings, *, as_json: bool) -> None:
     table = Table("topic", "partitions", "record", "who", box=None, pad_edge=False)
     for topic in TOPICS:
         name = full_name(settings.kafka.prefix, topic)
-        table.add_row(name, str(topic.partition_count(shape.shards, shape.task_partitions)), topic.value, topic.help)
+        table.add_row(
+            name, str(topic.partition_count(shape.shards, shape.task_partitions)), ", ".join(topic.records), topic.help
+        )
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 

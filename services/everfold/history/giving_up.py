@@ -7,6 +7,7 @@ at worst it is *set aside*, renamed and kept (`store.set_aside`), and the log is
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 from everfold.kernel.errors import LogTruncated, ShardLost
 
@@ -27,18 +28,26 @@ class HashMismatch(ShardLost):
     """The state hash that was written for an offset is not the one that this fold had there."""
 
 
+class StoreOfLostTail(ShardLost):
+    """The store has applied what Kafka lost and an operator has let go."""
+
+
 class Aftermath(Enum):
     """What follows when a shard was given up."""
 
     AGAIN = "taken again"
     SET_ASIDE = "store set aside, log folded anew"
+    STOPPED = "not served until an operator decides, store untouched"
+
+
+_SPOILT: Final = (HashMismatch, StoreCorrupt, StoreOfLostTail)
 
 
 def decisive(reason: BaseException) -> BaseException:
     """The reason itself, or what led to it if that says something about the store."""
     cause: BaseException | None = reason
     while cause is not None:
-        if isinstance(cause, (LogTruncated, HashMismatch, StoreCorrupt)):
+        if isinstance(cause, (LogTruncated, *_SPOILT)):
             return cause
         cause = cause.__cause__
     return reason
@@ -46,5 +55,7 @@ def decisive(reason: BaseException) -> BaseException:
 
 def aftermath(reason: BaseException) -> Aftermath:
     """What follows on a reason."""
-    spoilt = isinstance(decisive(reason), (LogTruncated, HashMismatch, StoreCorrupt))
-    return Aftermath.SET_ASIDE if spoilt else Aftermath.AGAIN
+    found = decisive(reason)
+    if isinstance(found, LogTruncated):
+        return Aftermath.STOPPED
+    return Aftermath.SET_ASIDE if isinstance(found, _SPOILT) else Aftermath.AGAIN

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,9 +23,19 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
-from everfold.history.giving_up import Aftermath, StoreCorrupt, StoreRefused, StoreTrouble, aftermath, decisive
-from everfold.history.ingress import CommandRecord, Ingress
-from everfold.history.machine.shard_fold import LogRecord, ShardFold
+from everfold.history.fetched import by_partition, command_record, log_record
+from everfold.history.giving_up import (
+    Aftermath,
+    StoreCorrupt,
+    StoreOfLostTail,
+    StoreRefused,
+    StoreTrouble,
+    aftermath,
+    decisive,
+)
+from everfold.history.ingress import Ingress
+from everfold.history.keeping import StoreKeeper, measure_set_aside
+from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.step import TaskOffer
 from everfold.history.ports import Identity, Matching, Metrics, Namespaces, NoMetrics, ShellLimits
 from everfold.history.ports_kafka import Flow, KafkaPorts
@@ -35,14 +44,18 @@ from everfold.history.service import HeldShard, HistoryService
 from everfold.history.shard import Shard
 from everfold.history.skew import BOUND_MAX_NS, ClockSkew
 from everfold.history.standstill import Standstill
-from everfold.history.store import RocksStore, StoreMemory, open_store, set_aside, set_aside_bytes
-from everfold.kernel.errors import LogTruncated, UnknownFeatureLevel
+from everfold.history.stopped import OnLostTail, PositionTopic, Stop
+from everfold.history.store import StoreMemory
+from everfold.history.tail import LogFacts, position_of
+from everfold.kernel.errors import UnknownFeatureLevel
+from everfold.kernel.positions import ShardPosition
 from everfold.kernel.time import SECOND_NS
 from everfold.runtime.clock import Clock, SystemClock
 from everfold.runtime.kafka import (
     EndOffsets,
     GroupMembership,
     KafkaSettings,
+    KafkaTrouble,
     KafkaUnavailable,
     LogConsumer,
     PartitionTrouble,
@@ -51,6 +64,7 @@ from everfold.runtime.kafka import (
 )
 from everfold.runtime.kafka.group import SESSION_MS
 from everfold.runtime.kafka.producer import QUEUE_BYTES_MAX
+from everfold.runtime.lifecycle import Fatal
 from everfold.schemas.topics import ACTIVITY_TASKS, COMMANDS, SHARD_LOG, WORKFLOW_TASKS, Topic
 
 if TYPE_CHECKING:
@@ -60,6 +74,9 @@ log = structlog.get_logger("history.owner")
 
 SIGHT_EVERY_S: Final = 5.0
 """How often lags and depths are measured."""
+
+POSITIONS_EVERY_S: Final = 1.0
+"""How often owners say how far they have folded: more than that a host without the store may miss."""
 
 OWN_CONSUMER_LAG: Final = 2000
 """A shard further behind than this reads through a consumer of its own. About half a second of folding."""
@@ -100,6 +117,7 @@ class HistoryConfig:
         tasks_linger: whether task records are among those: where all of matching is in this process, tasks are handed
             over directly, and their records only serve its next life.
         session_ms: how long this process may be silent before others get its shards.
+        on_lost_tail: what to do when a log lacks what was acknowledged.
     """
 
     cluster_id: str
@@ -117,6 +135,7 @@ class HistoryConfig:
     outputs_linger_ms: float = 100.0
     tasks_linger: bool = False
     session_ms: int = SESSION_MS
+    on_lost_tail: OnLostTail = OnLostTail.STOP
     limits: ShellLimits = field(default_factory=ShellLimits)
 
 
@@ -126,6 +145,7 @@ class HistoryServer:
     Args:
         matching: for the direct hand-off and queries.
         membership: told which shards serve here.
+        positions: told how far they have folded; without it only the store says how far the log once reached.
         on_fatal: called when the process must not go on: a store that it may not open, a log of a newer version.
     """
 
@@ -138,6 +158,7 @@ class HistoryServer:
         matching: Matching,
         *,
         membership: Membership | None = None,
+        positions: PositionTopic | None = None,
         metrics: Metrics | None = None,
         clock: Clock | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
@@ -156,6 +177,10 @@ class HistoryServer:
         self.commands_topic = kafka.topic(COMMANDS)
         self.on_fatal = on_fatal or (lambda error: log.critical("history cannot go on", error=str(error)))
         self._membership = membership
+        self.positions = positions
+        #: shards whose log lacks what was acknowledged
+        self.stopped: set[int] = set()
+        self._log_topic_id: str | None = None
         self._tenures: dict[int, _Tenure] = {}
         self._cache_seen: WeakKeyDictionary[Shard, tuple[int, int]] = WeakKeyDictionary()
         self._standstill = Standstill(self.metrics)
@@ -168,8 +193,7 @@ class HistoryServer:
         """Join the group. Shards are taken in the background; `serving` says which are."""
         config = self.config
         config.data_dir.mkdir(parents=True, exist_ok=True)
-        self.loop = asyncio.get_running_loop()
-        await self.measure_set_aside()
+        await measure_set_aside(config.data_dir, self.metrics)
         self.memory = StoreMemory(config.block_cache_bytes, config.write_buffer_bytes)
         self._proposals = PromptProducer(
             self.kafka, name="history-proposals", queue_bytes_max=config.producer_bytes_max // 4
@@ -222,6 +246,8 @@ class HistoryServer:
         await self._group.start()
         self.in_background(self._flush_for_ever())
         self.in_background(self._watch_for_ever())
+        if self.positions is not None:
+            self.in_background(self._say_positions_for_ever(self.positions))
 
     async def stop(self) -> None:
         """Leave the group, answer everybody, flush and close the stores."""
@@ -253,9 +279,17 @@ class HistoryServer:
             self._membership.set_partitions("history", self.serving)
         self.metrics.gauge("shards_owned", len(self.serving))
 
-    async def measure_set_aside(self) -> None:
-        """Show what the stores that were set aside take on the disk."""
-        self.metrics.gauge("stores_set_aside_bytes", await asyncio.to_thread(set_aside_bytes, self.config.data_dir))
+    async def log_topic_id(self) -> str:
+        """Kafka's id of `shard-log`. Asked once, and again when a log was not what it should be: a takeover while a
+        broker hangs must not wait for one question more.
+        """
+        if self._log_topic_id is None:
+            self._log_topic_id = await self.end_offsets.topic_id(self.log_topic)
+        return self._log_topic_id
+
+    def doubt_log_topic(self) -> None:
+        """The topic may have been deleted and made again."""
+        self._log_topic_id = None
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the rest, until it ends or the process stops."""
@@ -288,7 +322,7 @@ class HistoryServer:
     # ---- records ----------------------------------------------------------------------------------------------------
 
     def _on_log(self, messages: list[Message]) -> None:
-        for number, batch in _by_partition(messages).items():
+        for number, batch in by_partition(messages).items():
             tenure = self._tenures.get(number)
             if tenure is not None:
                 tenure.on_log(batch)
@@ -304,7 +338,7 @@ class HistoryServer:
             log.warning("shard log", shard=trouble.partition, error=trouble.text)
 
     def _on_commands(self, messages: list[Message]) -> None:
-        for number, batch in _by_partition(messages).items():
+        for number, batch in by_partition(messages).items():
             tenure = self._tenures.get(number)
             if tenure is not None:
                 tenure.on_commands(batch)
@@ -338,6 +372,13 @@ class HistoryServer:
             await asyncio.sleep(self.config.flush_interval_s)
             for tenure in list(self._tenures.values()):
                 await tenure.flush()
+
+    async def _say_positions_for_ever(self, topic: PositionTopic) -> None:
+        while True:
+            await asyncio.sleep(POSITIONS_EVERY_S)
+            served = [found for tenure in self._tenures.values() if (found := tenure.position()) is not None]
+            for position in topic.news(served):
+                topic.say(position)
 
     async def _watch_for_ever(self) -> None:
         while True:
@@ -416,15 +457,17 @@ class _Tenure:
     def __init__(self, server: HistoryServer, number: int) -> None:
         self._server = server
         self.number = number
-        self._store: RocksStore | None = None
+        config = server.config
+        self._keeper = StoreKeeper(number, config.data_dir, config.cluster_id, server.metrics, self._store_corrupt)
         self._held: HeldShard | None = None
         self.ingress: Ingress | None = None
         self._own_consumer: LogConsumer | None = None
         self._task: asyncio.Task[None] | None = None
+        self._log_facts = LogFacts()
         self._given_up = asyncio.Event()
         self._over = asyncio.Event()
-        #: why the store is to be set aside before the shard is taken again
-        self._spoilt: BaseException | None = None
+        #: the log lacks what was acknowledged
+        self._stop: Stop | None = None
         self._paused_by_shard = False
         self._began = 0.0
 
@@ -458,14 +501,17 @@ class _Tenure:
                 await self._release()
                 self._server.on_fatal(refused)
                 return
-            except (StoreCorrupt, StoreTrouble, OSError) as trouble:
+            except (StoreCorrupt, StoreTrouble, OSError, KafkaUnavailable) as trouble:
                 log.error("could not take the shard", shard=self.number, reason=str(trouble))
                 self._server.metrics.count("shards_lost", reason=type(trouble).__name__)
-                self._judge_store(trouble)
+                self._keeper.judge(trouble)
             except Exception as trouble:
                 log.exception("could not take the shard", shard=self.number)
-                self._judge_store(trouble)
+                self._keeper.judge(trouble)
             await self._release()
+            if self._stop is not None:
+                stop, self._stop = self._stop, None
+                await self._be_stopped(stop)
             if self._over.is_set():
                 return
             # A shard that served for a while was lost to something new; one that fails at once will fail again.
@@ -482,21 +528,21 @@ class _Tenure:
         if self._over.is_set():
             return
         self._began = asyncio.get_running_loop().time()
-        await self._set_store_aside()
-        self._store = await asyncio.to_thread(
-            open_store, config.data_dir, self.number, config.cluster_id, server.memory, self._store_corrupt
-        )
+        known = None if server.positions is None else await server.positions.position(self.number)
+        topic_id = await server.log_topic_id()
+        store = await self._keeper.open(server.memory, topic_id)
+        self._log_facts = LogFacts(known, topic_id, store.topic_id)
         if self._over.is_set():
             return
         cache_bytes, cache_runs = server.run_cache_share()
-        fold = ShardFold(self.number, self._store, cache_bytes)
+        fold = ShardFold(self.number, store, cache_bytes)
         fold.cache.runs_max = cache_runs
         instance = random.SystemRandom().getrandbits(62) + 1
         identity = Identity(config.cluster_id, config.shard_count, config.feature_level, instance, config.owner)
         shard = Shard(
             self.number,
             fold,
-            self._store,
+            store,
             server.ports.for_shard(partial(self._switch, True), partial(self._switch, False)),
             identity,
             config.settings,
@@ -505,6 +551,7 @@ class _Tenure:
             limits=config.limits,
             metrics=server.metrics,
             skew=server.skew,
+            log_facts=self._log_facts,
         )
         self._held = HeldShard(shard, server.reads)
         server.shards[self.number] = self._held
@@ -539,60 +586,54 @@ class _Tenure:
         if self._own_consumer is not None:
             consumer, self._own_consumer = self._own_consumer, None
             await consumer.stop()
-        if self._store is not None:
-            store, self._store = self._store, None
-            try:
-                await asyncio.to_thread(store.close)
-            except Exception:
-                log.exception("store not closed cleanly; the log refolds what is missing", shard=self.number)
-        with suppress(OSError):  # said already, and tried again before the next taking
-            await self._set_store_aside()
+        await self._keeper.close()
 
-    def _judge_store(self, reason: BaseException) -> None:
-        if self._spoilt is None and aftermath(reason) is Aftermath.SET_ASIDE:
-            self._spoilt = decisive(reason)
+    def position(self) -> ShardPosition | None:
+        """How far the shard has folded, while it is served here."""
+        if self._held is None or not self._held.shard.serving:
+            return None
+        return position_of(self._held.shard.fold.meta, self._log_facts.topic_id)
+
+    async def _be_stopped(self, stop: Stop) -> None:
+        """The shard is not served and its store stays as it is, until an operator decides."""
+        server, config = self._server, self._server.config
+        topic, how = server.log_topic, config.on_lost_tail
+        server.stopped.add(self.number)
+        server.metrics.gauge("shards_stopped", len(server.stopped))
+        try:
+            end = await server.end_offsets.end_offset(topic, self.number)
+            if how is OnLostTail.KEEP_LOG:
+                await self._let_go(stop, end)
+            elif how is OnLostTail.END:
+                server.on_fatal(Fatal(stop.words(topic, end, "start again, once, with --on-lost-tail keep-log")))
+                await self._over.wait()
+            else:
+                command = f"`everfold shard repair {self.number} --keep-log`"
+                log.error("shard stopped", shard=self.number, reason=stop.words(topic, end, command))
+                await stop.wait(server.positions, self._over)
+        except KafkaTrouble as trouble:
+            log.warning("a stopped shard is looked at again", shard=self.number, reason=str(trouble))
+        finally:
+            server.stopped.discard(self.number)
+            server.metrics.gauge("shards_stopped", len(server.stopped))
+
+    async def _let_go(self, stop: Stop, end: int) -> None:
+        server = self._server
+        log.error("the log's tail is let go, as asked for", shard=self.number, reason=stop.reason, log_ends_at=end)
+        if server.positions is None:
+            self._keeper.judge(StoreOfLostTail(stop.reason))
+        else:
+            await server.positions.settle(stop.without_tail(end, server.clock.wall_ns(), server.config.owner))
 
     def _store_corrupt(self, corrupt: StoreCorrupt) -> None:
-        """RocksDB names damage: in the fold, in somebody's read, or in a flush on another thread."""
-        self._server.loop.call_soon_threadsafe(self._give_up_corrupt, corrupt)
-
-    def _give_up_corrupt(self, corrupt: StoreCorrupt) -> None:
-        self._judge_store(corrupt)
         if self._held is not None:
             self._held.shard.fail(corrupt)
 
-    async def _set_store_aside(self) -> None:
-        reason, data_dir = self._spoilt, self._server.config.data_dir
-        if reason is None:
-            return
-        try:
-            kept = await asyncio.to_thread(set_aside, data_dir, self.number, _word(reason))
-        except OSError as error:
-            log.error("the store cannot be set aside, and the shard waits for it", shard=self.number, error=str(error))
-            raise
-        self._spoilt = None
-        log.error(
-            "store set aside; the log is folded anew",
-            shard=self.number,
-            kept=str(kept.path),
-            bytes=kept.size_bytes,
-            reason=str(reason),
-            note="nothing deletes it; remove it when nobody wants to look at it any more",
-        )
-        await self._server.measure_set_aside()
-
     async def flush(self) -> None:
         """Write the memtables to disk."""
-        store = self._store
-        if store is None:
-            return
-        try:
-            await asyncio.to_thread(store.flush)
-        except Exception as error:
-            # Nothing is lost, but a full disk must not be found out at the next crash only.
-            log.exception("store not flushed", shard=self.number)
-            if self._held is not None and self._store is store:
-                self._held.shard.fail(error)
+        trouble = await self._keeper.flush()
+        if trouble is not None and self._held is not None:
+            self._held.shard.fail(trouble)
 
     # ---- the shard's listener ---------------------------------------------------------------------------------------
 
@@ -620,7 +661,12 @@ class _Tenure:
 
     def on_lost(self, reason: BaseException) -> None:
         """See `ShardListener`."""
-        self._judge_store(reason)
+        self._keeper.judge(reason)
+        if aftermath(reason) is Aftermath.STOPPED:
+            assert self._held is not None
+            store = position_of(self._held.shard.fold.meta, self._log_facts.store_topic_id)
+            self._server.doubt_log_topic()
+            self._stop = Stop(str(decisive(reason)), store, self._log_facts)
         self._given_up.set()
         if isinstance(reason, UnknownFeatureLevel):
             # Only a newer build can do better, and it gets the shard when this process is gone.
@@ -635,7 +681,7 @@ class _Tenure:
     def on_log(self, messages: list[Message]) -> None:
         """Records of the shard's log, from the consumer that all shards share."""
         if self._held is not None:
-            self._held.shard.on_records([_log_record(message) for message in messages])
+            self._held.shard.on_records([log_record(message) for message in messages])
 
     def _on_own(self, messages: list[Message]) -> None:
         if self._own_consumer is not None:
@@ -661,19 +707,12 @@ class _Tenure:
     def log_lost(self, text: str) -> None:
         """The position is not in the log any more, or the log was rewritten behind it."""
         if self._held is not None:
-            meta = self._held.shard.fold.meta
-            self._held.shard.on_log_error(
-                LogTruncated(
-                    f"shard {self.number}: Kafka does not have the log behind offset {meta.applied_offset} "
-                    f"(epoch {meta.applied_epoch}), up to which the store has applied it: {text}; "
-                    "the log is folded as it is"
-                )
-            )
+            self._held.shard.on_log_lost(text)
 
     def on_commands(self, messages: list[Message]) -> None:
         """Records of the shard's partition of `commands`."""
         if self.ingress is not None:
-            self.ingress.on_commands(map(_command_record, messages))
+            self.ingress.on_commands(map(command_record, messages))
 
     def commands_lost(self, text: str) -> None:
         """Commands were trimmed before they were taken, or the topic's tail was lost: go on with what there is."""
@@ -701,34 +740,3 @@ class _Tenure:
 
 _EARLIEST: Final = -2
 """librdkafka's logical offset for the first record that is there."""
-
-
-def _word(reason: BaseException) -> str:
-    """For a directory's name: StoreCorrupt is "store-corrupt"."""
-    return re.sub("(?<=[a-z])(?=[A-Z])", "-", type(reason).__name__).lower()
-
-
-def _by_partition(messages: list[Message]) -> dict[int, list[Message]]:
-    found: dict[int, list[Message]] = {}
-    for message in messages:
-        number = message.partition()
-        assert number is not None
-        if number in found:
-            found[number].append(message)
-        else:
-            found[number] = [message]
-    return found
-
-
-def _log_record(message: Message) -> LogRecord:
-    epoch = message.leader_epoch()
-    return LogRecord(
-        message.value() or b"", message.offset() or 0, -1 if epoch is None else epoch, message.timestamp()[1]
-    )
-
-
-def _command_record(message: Message) -> CommandRecord:
-    epoch = message.leader_epoch()
-    pairs: Any = message.headers() or ()
-    headers = [(name, value) for name, value in pairs if isinstance(value, bytes)]
-    return CommandRecord(message.key(), message.value(), message.offset() or 0, -1 if epoch is None else epoch, headers)

@@ -210,11 +210,13 @@ class ShellGuards:
         outbox_resend: send again from the first unacknowledged output on (law 6).
         read_barrier: reads wait for the end of the log (law 7).
         epoch_check: resume with the leader epoch, and refuse a log that ends before the applied offset (law 8).
+        position_check: refuse a log that lacks what the shard's owners say that they had folded (law 8).
     """
 
     outbox_resend: bool = True
     read_barrier: bool = True
     epoch_check: bool = True
+    position_check: bool = True
 
 
 class Identity(NamedTuple):

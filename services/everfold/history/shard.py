@@ -41,6 +41,7 @@ from everfold.history.ports import (
 )
 from everfold.history.proposals import OnVerdict, Proposals, Verdict, WorkflowKey, overloaded, unavailable
 from everfold.history.skew import ClockSkew
+from everfold.history.tail import LogFacts, Tail
 from everfold.history.taking import Phase, Taking
 from everfold.history.timers import ShardClock, Timers
 from everfold.history.update_waiters import UpdateWaiters
@@ -69,6 +70,7 @@ class Shard:
         settings: settings that change outcomes, as this owner is configured; those that differ go into the log.
         listener: told when the shard serves, when it gives itself up, and of tasks for the direct hand-off.
         skew: the process's bound of its clock against the brokers', fed by own records.
+        log_facts: what else is known of the log.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Shard:
         guards: ShellGuards | None = None,
         metrics: Metrics | None = None,
         skew: ClockSkew | None = None,
+        log_facts: LogFacts | None = None,
     ) -> None:
         self.shard = shard
         self.fold = fold
@@ -123,6 +126,10 @@ class Shard:
             self.limits.timers_in_flight_max,
             self._metrics,
         )
+        facts = log_facts or LogFacts()
+        if not self._guards.position_check:
+            facts = facts._replace(known=None)
+        self._tail = Tail(fold.meta, facts, enabled=self._guards.epoch_check)
         self._taking = Taking(
             shard,
             fold,
@@ -132,6 +139,7 @@ class Shard:
             self._propose_internal,
             self._taken,
             self._lose,
+            self._tail,
             epoch_check=self._guards.epoch_check,
         )
         self._hashes = HashRing(self.limits.hash_ring)
@@ -155,7 +163,7 @@ class Shard:
         return self._taking.resume_position()
 
     def start(self) -> None:
-        """Begin to take the shard. The consumer may be started before or after."""
+        """Begin to take the shard, once the consumer was started. It may be given up in this very call."""
         self._taking.start()
 
     @property
@@ -252,7 +260,13 @@ class Shard:
             self._lose(trouble)
 
     def _folded(self, record: LogRecord, step: Step) -> None:
-        self._hashes.remember(record.offset, record.epoch, self.fold.meta.state_hash)
+        state_hash = self.fold.meta.state_hash
+        self._hashes.remember(record.offset, record.epoch, state_hash)
+        if (
+            self.phase is not Phase.SERVING
+            and (wrong := self._tail.folded(record.offset, record.epoch, state_hash)) is not None
+        ):
+            self._differs(wrong)
         if step.updates:
             self.updates.told(step.updates)
         own: int | None = None
@@ -264,7 +278,13 @@ class Shard:
                 self._skew.measured(sent_at_ns, record.timestamp_ms, self.ports.now_ns())
         self._proposals.passed(record.offset, own)
         if step.outputs_sent is not None and not self._hashes.agrees(*step.outputs_sent):
-            self._hash_mismatch(*step.outputs_sent)
+            offset, epoch, state_hash = step.outputs_sent
+            self._differs(
+                HashMismatch(
+                    f"shard {self.shard}: OutputsSent gives state hash {state_hash.hex()} at offset {offset} (epoch "
+                    f"{epoch}), this fold had {self._hashes.describe(offset)}"
+                )
+            )
         if step.changed:
             self.waiters.changed(step.changed, step.closed)
         self.barrier.folded(record.offset + 1, own)
@@ -322,22 +342,20 @@ class Shard:
             self._metrics.count("records_refolded", len(steps) - new, shard=self._label)
         self._metrics.count("records_folded", new, shard=self._label)
 
-    def _hash_mismatch(self, offset: int, epoch: int, state_hash: bytes) -> None:
-        text = (
-            f"shard {self.shard}: OutputsSent gives state hash {state_hash.hex()} at offset {offset} (epoch {epoch}), "
-            f"this fold had {self._hashes.describe(offset)}"
-        )
-        self._metrics.count("hash_mismatches", shard=self._label)
-        if self._refolded_from_start:
-            # This state was folded from the first record, so it is the definition; whoever wrote the hash was wrong.
-            # Giving up again would only meet the same record again.
-            log.error("state hash differs from a former owner's", shard=self.shard, text=text)
-            return
-        raise HashMismatch(text)
+    def _differs(self, wrong: ShardLost) -> None:
+        """This fold is not what an owner says that it had."""
+        if isinstance(wrong, HashMismatch):
+            self._metrics.count("hash_mismatches", shard=self._label)
+            if self._refolded_from_start:
+                # This state was folded from the first record, so it is the definition; whoever wrote the hash was
+                # wrong. Giving up again would only meet the same record again.
+                log.error("state hash differs from a former owner's", shard=self.shard, text=str(wrong))
+                return
+        raise wrong
 
-    def on_log_error(self, reason: ShardLost) -> None:
+    def on_log_lost(self, text: str) -> None:
         """The consumer cannot go on: the log was truncated, rewritten or trimmed. Gives the shard up."""
-        self._lose(reason)
+        self._lose(self._tail.of_consumer(text))
 
     def fail(self, trouble: BaseException) -> None:
         """Something around the shard broke, e.g. its store cannot be flushed. Gives the shard up."""

@@ -7,7 +7,7 @@ cache and one write-buffer budget.
 
 On disk, per shard, under the data directory:
 
-    shard-0003/everfold.json    what this is: format, cluster id, shard
+    shard-0003/everfold.json    what this is: format, cluster id, shard, and Kafka's id of the topic it is a fold of
     shard-0003/rows/            the RocksDB database
 
     shard-0003.set-aside-20261130T170512Z-corrupt/    a former store: kept for people, never read, never deleted
@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 from rocksdict import (
@@ -115,12 +115,18 @@ class RocksStore:
 
     Args:
         on_corrupt: told of each StoreCorrupt, on whatever thread meets it.
+        topic_id: Kafka's id of the topic that the rows are a fold of; empty when it is not known.
     """
 
     def __init__(
-        self, directory: Path, memory: StoreMemory, on_corrupt: Callable[[StoreCorrupt], None] | None = None
+        self,
+        directory: Path,
+        memory: StoreMemory,
+        on_corrupt: Callable[[StoreCorrupt], None] | None = None,
+        topic_id: str = "",
     ) -> None:
         self.directory = directory
+        self.topic_id = topic_id
         self._on_corrupt = on_corrupt
         self._db = Rdict(str(directory / _ROWS), _options(memory))
         self._no_wal = WriteOptions()
@@ -231,8 +237,17 @@ def open_store(
     cluster_id: str,
     memory: StoreMemory,
     on_corrupt: Callable[[StoreCorrupt], None] | None = None,
+    topic_id: str = "",
 ) -> RocksStore:
-    """Open a shard's store, or make it. `on_corrupt`: see `RocksStore`.
+    """Open a shard's store, or make it.
+
+    Args:
+        data_dir: where the stores are.
+        shard: whose store.
+        cluster_id: what the store must belong to.
+        memory: shared by the stores of the process.
+        on_corrupt: see `RocksStore`.
+        topic_id: of the shard log's topic, noted in a store that does not say; one that says another is not refused.
 
     Raises:
         StoreRefused: it belongs to another cluster or shard, was written by a later version, or is open elsewhere.
@@ -242,16 +257,20 @@ def open_store(
     """
     directory = shard_directory(data_dir, shard)
     marker = directory / _MARKER
+    content: dict[str, Any] = {"format": FORMAT, "cluster_id": cluster_id, "shard": shard, "topic_id": topic_id}
     if marker.exists():
-        _check_marker(marker, shard, cluster_id)
+        found = _checked_marker(marker, shard, cluster_id)
+        content["topic_id"] = found.get("topic_id") or topic_id
+        if content != found:
+            _write_marker(marker, content)
     elif (directory / _ROWS).exists():
         # A crash between the two cannot leave this behind, as the marker is written first.
         raise StoreCorrupt(f"{directory} holds rows but no {_MARKER}: it was not made by this version, or was damaged")
     else:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_marker(marker, {"format": FORMAT, "cluster_id": cluster_id, "shard": shard})
+        _write_marker(marker, content)
     try:
-        return RocksStore(directory, memory, on_corrupt)
+        return RocksStore(directory, memory, on_corrupt, content["topic_id"])
     except Exception as error:
         text = str(error)
         if _OWN_LOCK in text:
@@ -308,9 +327,9 @@ def _size_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
-def _check_marker(marker: Path, shard: int, cluster_id: str) -> None:
+def _checked_marker(marker: Path, shard: int, cluster_id: str) -> dict[str, Any]:
     try:
-        found = json.loads(marker.read_text())
+        found: dict[str, Any] = json.loads(marker.read_text())
         form, cluster, number = int(found["format"]), str(found["cluster_id"]), int(found["shard"])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(f"{marker} cannot be read: {error}") from error
@@ -326,6 +345,7 @@ def _check_marker(marker: Path, shard: int, cluster_id: str) -> None:
         )
     if number != shard:
         raise StoreRefused(f"{marker.parent} holds shard {number}, expected {shard}; was the directory renamed?")
+    return found
 
 
 def _write_marker(marker: Path, content: dict[str, object]) -> None:

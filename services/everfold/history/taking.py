@@ -22,7 +22,8 @@ import structlog
 
 from everfold.history.ports import Cancellable, Identity, ShardPorts
 from everfold.history.proposals import OnVerdict, Verdict
-from everfold.kernel.errors import LogTruncated, ShardLost, StatusError
+from everfold.history.tail import Tail
+from everfold.kernel.errors import ShardLost, StatusError
 from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.limits import DEFAULTS
 from everfold.kernel.time import MILLISECOND_NS, SECOND_NS
@@ -64,6 +65,7 @@ class Taking:
         append: appends a record about the shard: (kind, body, what to call with the verdict).
         done: called when everything is folded that must be, be its rows written or not.
         lose: gives the shard up.
+        tail: whether the log has all that was folded.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Taking:
         append: Callable[[str, dict[str, Any], OnVerdict], None],
         done: Callable[[], None],
         lose: Callable[[ShardLost], None],
+        tail: Tail,
         *,
         epoch_check: bool,
     ) -> None:
@@ -90,8 +93,8 @@ class Taking:
         self._append = append
         self._tell_done = done
         self._lose = lose
+        self._tail = tail
         self._epoch_check = epoch_check
-        self._resumed_at = fold.meta.applied_offset + 1
         self._end: int | None = None
         self._retry: Cancellable | None = None
 
@@ -103,6 +106,12 @@ class Taking:
 
     def start(self) -> None:
         """Ask for the log's end; all else follows."""
+        if (wrong := self._tail.of_topic()) is not None:
+            self._lose(wrong)
+            return
+        self._ask_end()
+
+    def _ask_end(self) -> None:
         self._ports.request_end_offset(SHARD_LOG.name, self._shard, self._end_known)
 
     def advance(self) -> None:
@@ -129,19 +138,12 @@ class Taking:
         if self.phase is not Phase.OPENING:
             return
         if end is None:
-            self._again(Phase.OPENING, self.start)
+            self._again(Phase.OPENING, self._ask_end)
             return
         # Records may have been folded since the question, so the end is compared with where the store resumed. (A tail
         # that was lost and written anew is found by the consumer, which resumes with the leader epoch.)
-        if end < self._resumed_at and self._epoch_check:
-            lost = self._resumed_at - end
-            self._lose(
-                LogTruncated(
-                    f"shard {self._shard}: the log ends at offset {end}, the store has applied offset "
-                    f"{self._resumed_at - 1}: {lost} acknowledged record{'s' if lost > 1 else ''} lost by Kafka; "
-                    "the log is folded as it is"
-                )
-            )
+        if (wrong := self._tail.of_end(end)) is not None:
+            self._lose(wrong)
             return
         self._end = end
         self.phase = Phase.CATCHING_UP

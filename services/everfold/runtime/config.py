@@ -147,6 +147,14 @@ class HistorySettings:
         20_000, "Unacknowledged outputs per shard; beyond it the shard stops taking commands.", minimum=256
     )
     waiters_max: int = setting(20_000, "Parked long polls and waiting reads per shard.", minimum=64)
+    on_lost_tail: str = setting(
+        "stop",
+        "What to do with a shard whose log lacks records that its store or its former owner had folded. stop: it is "
+        "not served until an operator decides (everfold shard repair); start-dev ends and says so. keep-log: decided "
+        "already: the store is set aside, the log folded as it is; what was acknowledged in the lost records is gone.",
+        choices=("stop", "keep-log"),
+        flag="--on-lost-tail",
+    )
     flush_interval_s: float = setting(
         60.0,
         "How often stores are flushed: bounds what is folded again after a crash.",

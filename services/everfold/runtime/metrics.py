@@ -60,6 +60,9 @@ OUTPUTS_RESENT: Final = _counter(
 TIMER_LATENESS_SECONDS: Final = _histogram(
     "timer_lateness_seconds", "From a timer's due time to the fold of its firing."
 )
+SHARDS_STOPPED: Final = _gauge(
+    "shards_stopped", "Shards of this process whose log lacks what was acknowledged: an operator has to decide."
+)
 STORES_SET_ASIDE_BYTES: Final = _gauge(
     "stores_set_aside_bytes",
     "Size on disk of stores that were set aside; nothing deletes them.",

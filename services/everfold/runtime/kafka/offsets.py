@@ -1,4 +1,6 @@
-"""Where partitions end, asked for many waiters at once: the first half of a read barrier (architecture law 7).
+"""What the cluster says of topics: where partitions end, asked for many waiters at once, and the topics' ids.
+
+Ends are the first half of a read barrier (architecture law 7).
 
 A waiter needs an answer to a question that was asked after the waiter came. So those who come while a question is under
 way wait for the next one, which asks for all their partitions together: under load the cost per waiter vanishes.
@@ -14,7 +16,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 
@@ -75,6 +77,20 @@ class EndOffsets:
         wanted = list(places)
         found = await asyncio.gather(*(self._wait(place) for place in wanted))
         return dict(zip(wanted, found, strict=True))
+
+    async def topic_id(self, topic: str) -> str:
+        """The id that Kafka gave a topic when it was made; empty where brokers have none.
+
+        Raises:
+            KafkaUnavailable: no answer within `ANSWER_SECONDS_MAX`.
+        """
+        futures = self._admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS_MAX)
+        try:
+            found = (await asyncio.wrap_future(futures[topic])).topic_id
+        except KafkaException as error:
+            raise KafkaUnavailable(f"{topic}: {error.args[0].str()}") from None
+        known = found.get_most_significant_bits() or found.get_least_significant_bits()
+        return str(found) if known else ""
 
     def close(self) -> None:
         """Fails those who wait."""
