@@ -13,7 +13,7 @@ import msgpack
 import pytest
 import uvloop
 
-from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.errors import Code, ShardLost, StatusError
 from everfold.runtime import rpc
 from everfold.runtime.rpc import ConnectionLost, NotOwner, RpcPool, RpcServer
 
@@ -21,7 +21,7 @@ from everfold.runtime.rpc import ConnectionLost, NotOwner, RpcPool, RpcServer
 class Echo:
     """A service with one method per way to answer."""
 
-    METHODS = frozenset({"echo", "plain", "refuse", "elsewhere", "hang", "fail", "left"})
+    METHODS = frozenset({"echo", "plain", "refuse", "elsewhere", "hang", "read_a_damaged_row", "fail", "left"})
 
     def __init__(self) -> None:
         self.hanging = asyncio.Event()
@@ -49,6 +49,9 @@ class Echo:
             self.cancelled.set()
             raise
         return "after all"
+
+    async def read_a_damaged_row(self) -> None:
+        raise ShardLost("the store is damaged")
 
     async def fail(self) -> None:
         raise ZeroDivisionError("a defect")
@@ -146,6 +149,9 @@ async def test_errors_arrive_as_they_were_raised(service: Echo, server: RpcServe
     with pytest.raises(NotOwner) as elsewhere:
         await pool.call(server.address, "echo", "elsewhere", [], 5)
     assert elsewhere.value.partition == 7
+    with pytest.raises(StatusError) as lost:
+        await pool.call(server.address, "echo", "read_a_damaged_row", [], 5.0)
+    assert lost.value.code is Code.UNAVAILABLE, "as in the same process: the shard is taken anew, and clients try again"
     with pytest.raises(StatusError) as defect:
         await pool.call(server.address, "echo", "fail", [], 5)
     assert defect.value.code is Code.INTERNAL

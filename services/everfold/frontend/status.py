@@ -6,7 +6,7 @@ from typing import Final
 
 from google.rpc import status_pb2
 
-from everfold.kernel.errors import Code, ShardLost, StatusError
+from everfold.kernel.errors import OWNER_MOVES, Code, ShardLost, StatusError
 from everfold.runtime.defects import defect_in
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -33,7 +33,7 @@ def status_of(error: Exception, method: str) -> StatusError:
     if isinstance(error, StatusError):
         return error
     if isinstance(error, (ShardLost, ConnectionError)):
-        return StatusError(Code.UNAVAILABLE, "the owner of this workflow or task queue is moving, please retry")
+        return StatusError(Code.UNAVAILABLE, OWNER_MOVES)
     if isinstance(error, TimeoutError):
         return StatusError(Code.DEADLINE_EXCEEDED, "no answer within the deadline")
     return defect_in(method, error)

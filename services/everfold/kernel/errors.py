@@ -82,6 +82,10 @@ class GarbageRecord(Exception):
     """A record of the shard log that no build writes at the log's feature level. It is set aside, the shard goes on."""
 
 
+OWNER_MOVES: Final = "the owner of this workflow or task queue is moving, please retry"
+"""What a caller is told, as UNAVAILABLE, whose call met a shard's or a broker's trouble."""
+
+
 class ShardLost(Exception):
     """The shard cannot be folded further by this process; it is given up, loudly, and rebuilt or taken by another."""
 

@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 import msgpack
 import structlog
 
-from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.errors import OWNER_MOVES, Code, ShardLost, StatusError
 from everfold.runtime.defects import defect_in
 
 PROTOCOL_VERSION: Final = 1
@@ -270,6 +270,8 @@ class _ServerConnection(_Frames):
             answer = [_STATUS, call_id, int(error.code), error.message, error.details]
         except asyncio.CancelledError:
             answer = [_STATUS, call_id, int(Code.CANCELLED), "the call was cancelled", []]
+        except ShardLost:
+            answer = [_STATUS, call_id, int(Code.UNAVAILABLE), OWNER_MOVES, []]
         except Exception as error:
             defect = defect_in(f"{role}/{method.name}", error)
             answer = [_STATUS, call_id, int(defect.code), defect.message, []]
