@@ -47,7 +47,7 @@ from everfold.history.standstill import Standstill
 from everfold.history.stopped import OnLostTail, PositionTopic, Stop
 from everfold.history.store import StoreMemory
 from everfold.history.tail import LogFacts, position_of
-from everfold.kernel.errors import UnknownFeatureLevel
+from everfold.kernel.errors import ShardLost, UnknownFeatureLevel
 from everfold.kernel.positions import ShardPosition
 from everfold.kernel.time import SECOND_NS
 from everfold.runtime.clock import Clock, SystemClock
@@ -468,6 +468,8 @@ class _Tenure:
         self._over = asyncio.Event()
         #: the log lacks what was acknowledged
         self._stop: Stop | None = None
+        #: the consumer has said once that the position is not in the log
+        self._doubted = False
         self._paused_by_shard = False
         self._began = 0.0
 
@@ -642,6 +644,7 @@ class _Tenure:
         server = self._server
         assert self._held is not None
         shard = self._held.shard
+        self._doubted = False
         seconds = asyncio.get_running_loop().time() - self._began
         server.metrics.observe("shard_take_seconds", seconds)
         log.info("shard serves", shard=self.number, offset=shard.fold.meta.applied_offset, seconds=round(seconds, 3))
@@ -707,7 +710,12 @@ class _Tenure:
     def log_lost(self, text: str) -> None:
         """The position is not in the log any more, or the log was rewritten behind it."""
         if self._held is not None:
-            self._held.shard.on_log_lost(text)
+            if self._doubted:
+                self._held.shard.on_log_lost(text)
+                return
+            # librdkafka hands over errors of an assignment that has ended: said twice, it is about this one.
+            self._doubted = True
+            self._held.shard.fail(ShardLost(f"shard {self.number}: {text}; it is taken again to be sure"))
 
     def on_commands(self, messages: list[Message]) -> None:
         """Records of the shard's partition of `commands`."""
