@@ -14,12 +14,14 @@ import uvloop
 from everfold.cli import nodes, topics
 from everfold.cli.tls import read_tls
 from everfold.cli.version import version
+from everfold.runtime import descriptors
 from everfold.runtime.broker import BrokerError
 from everfold.runtime.config import Settings
 from everfold.runtime.datadir import DataDir, default_data_dir
 from everfold.runtime.huge_pages import keep_heap_on_huge_pages
 from everfold.runtime.kafka import KafkaTrouble
 from everfold.runtime.lifecycle import Fatal, Supervisor, catch_signals
+from everfold.runtime.memory import give_memory_back
 
 log = structlog.get_logger("everfold")
 
@@ -38,6 +40,7 @@ class Program(Protocol):
 
 def run(program: Program) -> None:
     """Run until SIGINT, SIGTERM or a failure. Raises Fatal with what to tell the user."""
+    descriptors.raise_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         failure = runner.run(_main(program))
     if failure is not None:
@@ -59,6 +62,7 @@ async def _main(program: Program) -> BaseException | None:
         if starting.done():
             starting.result()
             tasks.append(asyncio.ensure_future(keep_heap_on_huge_pages()))
+            tasks.append(asyncio.ensure_future(give_memory_back()))
             await ended
     except Exception as error:
         supervisor.end(error) if supervisor.failure is None and not _expected(error) else None

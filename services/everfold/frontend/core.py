@@ -16,6 +16,7 @@ from everfold.frontend.limits import Admission, FrontendLimits
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.namespaces import Namespace, NamespaceRegistry
 from everfold.runtime.requests import USABLE, invalid, invalid_state
+from everfold.runtime.tracebacks import let_go
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Core:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("background call failed: %r", error)
+            let_go(error)
 
     async def stop(self, grace: float) -> None:
         """Lets background work finish for `grace` seconds."""

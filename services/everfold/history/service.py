@@ -314,19 +314,31 @@ class HistoryService:
         began = loop.time()
         held = await self._held(namespace_id, workflow_id, timeout)
         last = began + min(self._long_poll_s, timeout - ANSWER_MARGIN_S)
-        fold = held.shard.fold
         with suppress(StatusError):
             # What is durable stays true: a long poll that finds something to wait for needs no barrier before it waits,
             # only before it says that nothing came.
-            answer = self._reads.history(fold, namespace_id, message, may_wait=True)
-            while answer.wait_for is not None and (left := last - loop.time()) > 0:
-                if not await self._changed(held, answer.wait_for, left, answer.until_closed):
-                    break
-                answer = self._reads.history(fold, namespace_id, message, may_wait=True)
-                if answer.wait_for is None:
-                    return answer.response
+            if (news := await self._news(held, namespace_id, message, last)) is not None:
+                return news
         await self._barrier(held, (namespace_id, workflow_id), timeout)
-        return self._reads.history(fold, namespace_id, message, may_wait=False).response
+        return self._reads.history(held.shard.fold, namespace_id, message, may_wait=False).response
+
+    async def _news(self, held: HeldShard, namespace_id: str, message: bytes, last: float) -> bytes | None:
+        """What a long poll for history waited for; None when it does not wait, or nothing came by `last`.
+
+        A function of its own: what was read to find that out must not be held while its caller waits for the barrier.
+        """
+        loop = asyncio.get_running_loop()
+        fold = held.shard.fold
+        answer = self._reads.history(fold, namespace_id, message, may_wait=True)
+        while answer.wait_for is not None and (left := last - loop.time()) > 0:
+            wait_for, until_closed = answer.wait_for, answer.until_closed
+            del answer
+            if not await self._changed(held, wait_for, left, until_closed):
+                break
+            answer = self._reads.history(fold, namespace_id, message, may_wait=True)
+            if answer.wait_for is None:
+                return answer.response
+        return None
 
     async def history_reverse(
         self, namespace_id: str, workflow_id: str, message: bytes, timeout: float = 10.0

@@ -16,6 +16,7 @@ from typing import Any, Final
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.membership import Member, Membership
 from everfold.runtime.rpc import ConnectionLost, Method, NotOwner, RpcPool, methods_of
+from everfold.runtime.tracebacks import let_go
 
 RETRY_MIN_S: Final = 0.01
 RETRY_MAX_S: Final = 0.5
@@ -62,8 +63,8 @@ class Router:
                 try:
                     result = local(args, timeout)
                     return await result if inspect.isawaitable(result) else result
-                except NotOwner:
-                    pass  # it is moving right now
+                except NotOwner as error:
+                    let_go(error)  # it is moving right now
         return await self._call_owner(role, partition, method, args, timeout)
 
     async def _call_owner(self, role: str, partition: int, method: str, args: list[Any], timeout: float) -> Any:
@@ -77,9 +78,11 @@ class Router:
                 break
             try:
                 return await self._call_member(owner, role, method, args, ends_at - loop.time())
-            except NotOwner:
+            except NotOwner as error:
+                let_go(error)
                 reason = f"{owner.member_id} does not hold it"
             except ConnectionLost as error:
+                let_go(error)
                 reason = f"{owner.member_id} cannot be reached: {error}"
             pause_s = min(RETRY_MIN_S * 2.0 ** min(attempt, 10), RETRY_MAX_S) * (0.5 + random.random() / 2)
             attempt += 1

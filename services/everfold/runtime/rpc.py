@@ -27,6 +27,7 @@ import structlog
 
 from everfold.kernel.errors import OWNER_MOVES, Code, ShardLost, StatusError
 from everfold.runtime.defects import defect_in
+from everfold.runtime.tracebacks import let_go
 
 PROTOCOL_VERSION: Final = 1
 
@@ -265,16 +266,21 @@ class _ServerConnection(_Frames):
                 result = await result
             answer = [_RESULT, call_id, result]
         except NotOwner as error:
+            let_go(error)
             answer = [_NOT_OWNER, call_id, error.partition]
         except StatusError as error:
+            let_go(error)
             answer = [_STATUS, call_id, int(error.code), error.message, error.details]
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            let_go(error)
             answer = [_STATUS, call_id, int(Code.CANCELLED), "the call was cancelled", []]
-        except ShardLost:
+        except ShardLost as error:
+            let_go(error)
             answer = [_STATUS, call_id, int(Code.UNAVAILABLE), OWNER_MOVES, []]
         except Exception as error:
             defect = defect_in(f"{role}/{method.name}", error)
             answer = [_STATUS, call_id, int(defect.code), defect.message, []]
+            let_go(error)
         finally:
             timer.cancel()
             del self.calls[call_id]
