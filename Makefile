@@ -10,7 +10,7 @@ SECONDS ?= 300
 PROGRAMS ?= 300
 SEED ?=
 
-.PHONY: setup check test sim integration crash damage bursts generated memory bench bench-check demo docs clean help
+.PHONY: setup check test sim integration crash damage bursts generated memory attacks bench bench-check demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ generated: $(READY) ## PROGRAMS (300) random workflows through kills, and on a r
 
 memory: $(READY) ## memory in full: 5,000 open workflows, 20,000 one after the other
 	EVERFOLD_MEMORY_SCALE=1 $(BIN)/pytest tests/integration/test_memory.py -s
+
+attacks: $(READY) ## hostile clients in full: bombs, unfinished requests, unread answers, idle connections
+	EVERFOLD_ATTACKS=full $(BIN)/pytest tests/attacks -s
 
 bench: $(READY) ## Everfold beside a real Temporal dev server
 	$(BIN)/python benchmarks/run.py

@@ -14,6 +14,7 @@ __all__ = ["kafka", "kafka_bootstrap", "topic_prefix"]
 
 ALONE = frozenset(
     (
+        "attacks",
         "broker",
         "bursts",
         "cli",

@@ -33,7 +33,7 @@ from everfold.kernel.limits import DEFAULTS
 from everfold.kernel.time import SECOND_NS
 from everfold.matching.server import MatchingServer
 from everfold.matching.service import MatchingService
-from everfold.runtime import metrics
+from everfold.runtime import descriptors, metrics
 from everfold.runtime.clients import HistoryClient, MatchingClient
 from everfold.runtime.cluster_topic import ClusterTopic
 from everfold.runtime.config import SHARDS_DEFAULT, SHARDS_EMBEDDED, TASK_PARTITIONS_DEFAULT, Settings
@@ -330,6 +330,7 @@ class Node:
             visibility=index,
             freshness=self._freshness(index),
             gateway=settings.frontend.gateway,
+            descriptors_max=descriptors.for_clients(),
             tls=self._tls,
             limits=limits,
             observer=_observe_call,

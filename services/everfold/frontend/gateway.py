@@ -30,8 +30,33 @@ STREAMS_PER_CONNECTION_MAX: Final = 16 * 1024
 """Calls open on one connection. A client that awaits thousands of results holds a long poll for each on one connection;
 gRPC libraries queue what is over this, so that it only bounds memory (some KiB per call)."""
 
+DESCRIPTORS_MAX: Final = 30_000
+"""File descriptors of clients' connections, where whoever composes the service has not counted what is left."""
+
+GREETING_SECONDS: Final = 10.0
+"""A connection that has not sent HTTP/2's preface by then is closed."""
+
+IDLE_SECONDS: Final = 120.0
+"""How long a connection may stay without a call, as Temporal's frontend.keepAliveMaxConnectionIdle."""
+
+AGE_SECONDS: Final = 300.0
+"""Then the client is asked to connect anew, as Temporal's frontend.keepAliveMaxConnectionAge."""
+
+AGE_GRACE_SECONDS: Final = 70.0
+"""For the calls that are open then, as frontend.keepAliveMaxConnectionAgeGrace: longer than a poll waits."""
+
+KEEPALIVE_SECONDS: Final = 60.0
+"""Between pings to a client that is silent, as frontend.keepAliveTime."""
+
+KEEPALIVE_TIMEOUT_SECONDS: Final = 10.0
+"""For the answer to one, as frontend.keepAliveTimeout."""
+
 SHUTDOWN_GRACE_SECONDS: Final = 2.0
 """How long calls that are being answered may finish when the server stops. Long polls are ended at once."""
+
+
+UNKNOWN_PATH: Final = "/unknown"
+"""The one name under which an observer hears of calls whose method is not known, or not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +110,7 @@ def open_gateway(
     streams: Mapping[str, StreamHandler] | None = None,
     long_polls: frozenset[str] = frozenset(),
     request_bytes_max: int = REQUEST_BYTES_MAX,
+    descriptors_max: int = DESCRIPTORS_MAX,
     tls: TlsFiles | None = None,
     observer: CallObserver | None = None,
 ) -> Gateway:
@@ -98,6 +124,7 @@ def open_gateway(
         streams: method path to stream handler, instead of what `handlers` has; it ends like a long poll.
         long_polls: the paths whose calls wait for work; they are not waited for when the server stops.
         request_bytes_max: the largest request taken, decompressed.
+        descriptors_max: file descriptors that the connections of clients may take.
         tls: serve TLS with these; None serves plaintext.
         observer: told of every finished call.
     """
@@ -119,5 +146,6 @@ def open_gateway(
         streams=streams,
         long_polls=long_polls,
         request_bytes_max=request_bytes_max,
+        descriptors_max=descriptors_max,
         observer=observer,
     )

@@ -14,16 +14,25 @@ import grpc.aio
 
 from everfold.frontend.calls import CallContext, CallObserver, Handler, StreamHandler, unknown_path
 from everfold.frontend.gateway import (
+    AGE_GRACE_SECONDS,
+    AGE_SECONDS,
     CALLS_MAX,
+    DESCRIPTORS_MAX,
+    GREETING_SECONDS,
+    IDLE_SECONDS,
+    KEEPALIVE_SECONDS,
+    KEEPALIVE_TIMEOUT_SECONDS,
     METADATA_BYTES_MAX,
     REQUEST_BYTES_MAX,
     SHUTDOWN_GRACE_SECONDS,
     STREAMS_PER_CONNECTION_MAX,
+    UNKNOWN_PATH,
     TlsFiles,
     too_large,
 )
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
 from everfold.kernel.errors import Code, StatusError
+from everfold.runtime.tracebacks import let_go
 
 _STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -38,13 +47,17 @@ _OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.server_handshake_timeout_ms", int(GREETING_SECONDS * 1000)),
+    ("grpc.max_connection_idle_ms", int(IDLE_SECONDS * 1000)),
+    ("grpc.max_connection_age_ms", int(AGE_SECONDS * 1000)),
+    ("grpc.max_connection_age_grace_ms", int(AGE_GRACE_SECONDS * 1000)),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_SECONDS * 1000)),
 )
 
 _RECEIVED_TIMES_MAX: Final = 8
 """grpcio itself cuts a message off at this many times our bound, in words of its own; up to there clients see
 Temporal's, by which SDKs know that a task's answer is too large and fail the task."""
-
-_UNKNOWN: Final = "/unknown"
 
 _SHUTTING_DOWN: Final = "the server is shutting down"
 
@@ -63,6 +76,7 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         streams: Mapping[str, StreamHandler] | None = None,
         long_polls: frozenset[str] = frozenset(),
         request_bytes_max: int = REQUEST_BYTES_MAX,
+        descriptors_max: int = DESCRIPTORS_MAX,
         tls: TlsFiles | None = None,
         observer: CallObserver | None = None,
     ) -> None:
@@ -70,6 +84,7 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         self._asked_port = port
         self._tls = tls
         self._request_bytes_max = request_bytes_max
+        self._connections_max = descriptors_max
         self._observer = observer
         self._services = {path.lstrip("/").rpartition("/")[0] for path in handlers}
         self._methods = {path: self._method(path, handler, path in long_polls) for path, handler in handlers.items()}
@@ -93,7 +108,11 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         Raises:
             OSError: the address is taken or not ours.
         """
-        options = (*_OPTIONS, ("grpc.max_receive_message_length", _RECEIVED_TIMES_MAX * self._request_bytes_max))
+        options = (
+            *_OPTIONS,
+            ("grpc.max_receive_message_length", _RECEIVED_TIMES_MAX * self._request_bytes_max),
+            ("grpc.max_allowed_incoming_connections", self._connections_max),
+        )
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS_MAX)
         server.add_generic_rpc_handlers((self,))
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -138,7 +157,7 @@ class GrpcioGateway(grpc.GenericRpcHandler):
             raise unknown_path(path, self._services)
 
         # Counted under one name: clients must not make up new ones for the metrics.
-        return self._method(_UNKNOWN, refuse, False)
+        return self._method(UNKNOWN_PATH, refuse, False)
 
     def _method(self, path: str, handler: Handler, long_poll: bool) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def serve(request: bytes, call: _Call) -> bytes:
@@ -197,6 +216,7 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         else:
             self._observe(path, Code.CANCELLED, began)
             raise error
+        let_go(error)
         self._observe(path, status.code, began)
         details = details_bytes(status)
         await call.abort(

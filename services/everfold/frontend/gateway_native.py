@@ -1,5 +1,7 @@
 """The native gateway: HTTP/2 and gRPC framing in Rust, outside the GIL; Python sees batches of finished requests.
 
+The library bounds no bytes, so clients reach it through the guard (`guard.py`).
+
 Threads: one thread of ours blocks in `recv_batch_details` while nothing happens; while something does, the loop takes
 the batches itself (`runtime/handover.py`). Everything else (`respond`, `fail`, the table of open calls) happens on the
 loop. The library's own I/O threads never run Python.
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -21,21 +22,27 @@ from typing import Final
 
 from pygrpc_native import EVENT_CANCEL, STREAM_FULL, STREAM_SENT, NativeGrpcFront
 
-from everfold.frontend.calls import CallContext, CallObserver, Handler, StreamHandler
+from everfold.frontend.calls import CallContext, CallObserver, Handler, Metadata, StreamHandler
 from everfold.frontend.gateway import (
     CALLS_MAX,
+    DESCRIPTORS_MAX,
+    KEEPALIVE_SECONDS,
+    KEEPALIVE_TIMEOUT_SECONDS,
     METADATA_BYTES_MAX,
     REQUEST_BYTES_MAX,
     SHUTDOWN_GRACE_SECONDS,
     STREAMS_PER_CONNECTION_MAX,
-    too_large,
+    UNKNOWN_PATH,
     too_many_calls,
 )
+from everfold.frontend.guard import DESCRIPTORS_PER_CONNECTION, Guard
+from everfold.frontend.guard_ledger import Stream, too_much_held
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.eager import start_now
 from everfold.runtime.handover import Handover
 from everfold.runtime.scheduling import starting_threads_that_give_way
+from everfold.runtime.tracebacks import let_go
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +61,7 @@ _FULL_SECONDS: Final = 0.01
 
 _SHUTTING_DOWN: Final = "the server is shutting down"
 
-_Details = tuple[tuple[tuple[str, str | bytes], ...], str, float | None]
+_Details = tuple[Metadata, str, float | None]
 _Event = tuple[int, int, int, bytes | None, bytes | str | None, _Details | None]
 """(kind, call id, method id, payload, client key, (metadata, peer, seconds left))"""
 
@@ -71,6 +78,7 @@ class NativeGateway:
         streams: Mapping[str, StreamHandler] | None = None,
         long_polls: frozenset[str] = frozenset(),
         request_bytes_max: int = REQUEST_BYTES_MAX,
+        descriptors_max: int = DESCRIPTORS_MAX,
         observer: CallObserver | None = None,
     ) -> None:
         self._host = host
@@ -79,20 +87,22 @@ class NativeGateway:
         self._methods = [(path, handler, path in long_polls) for path, handler in handlers.items()]
         self._streams = dict(streams or {})
         self._request_bytes_max = request_bytes_max
+        self._connections_max = descriptors_max // DESCRIPTORS_PER_CONNECTION
         self._observer = observer
         #: call id -> (the task that answers it, None during its first step; is a long poll); empty once answered
         self._calls: dict[int, tuple[asyncio.Task[None] | None, bool]] = {}
         self._stopping = False
         self._front: NativeGrpcFront | None = None
+        self._guard: Guard | None = None
         self._receiver: threading.Thread | None = None
         self._handover: Handover | None = None
 
     @property
     def port(self) -> int:
         """The port that is bound."""
-        if self._front is None:
+        if self._guard is None:
             raise RuntimeError("the gateway has not been started")
-        return self._front.bound_port
+        return self._guard.bound_port
 
     async def start(self) -> None:
         """Binds and serves.
@@ -101,24 +111,38 @@ class NativeGateway:
             OSError: the address is taken or not ours.
         """
         loop = asyncio.get_running_loop()
-        _check_free(self._host, self._asked_port)
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        guard = Guard(
+            self._host,
+            self._asked_port,
+            request_bytes_max=self._request_bytes_max,
+            connections_max=self._connections_max,
+            refused=self._refused,
+        )
         try:
             with starting_threads_that_give_way():
                 front = NativeGrpcFront(
-                    f"{host}:{self._asked_port}",
+                    f"unix:{guard.inner_path}",
                     [(path, path in self._streams) for path, _, _ in self._methods],
                     io_threads=_IO_THREADS,
+                    client_key_metadata=guard.key_name,
                     call_details=True,
+                    keepalive_time_ms=int(KEEPALIVE_SECONDS * 1000),
+                    keepalive_timeout_ms=int(KEEPALIVE_TIMEOUT_SECONDS * 1000),
                     keepalive_permit_without_calls=True,
                     max_concurrent_streams=STREAMS_PER_CONNECTION_MAX,
                     max_metadata_size=METADATA_BYTES_MAX,
-                    reuse_port=False,
                 )
                 front.start()
+            await guard.start()
         except (RuntimeError, ValueError) as error:
-            raise OSError(f"cannot serve gRPC on {host}:{self._asked_port}: {error}") from error
+            await guard.stop()
+            raise OSError(f"cannot serve gRPC on {self._host}:{self._asked_port}: {error}") from error
+        except OSError:
+            await asyncio.to_thread(front.close)
+            await guard.stop()
+            raise
         self._front = front
+        self._guard = guard
         self._handover = handover = Handover(loop, self._look)
         self._receiver = threading.Thread(
             target=self._receive, args=(front, handover), name="grpc-receive", daemon=True
@@ -127,8 +151,8 @@ class NativeGateway:
 
     async def stop(self, grace: float = SHUTDOWN_GRACE_SECONDS) -> None:
         """Takes no new calls, cancels long polls, lets the others finish for `grace` seconds, then closes."""
-        front, receiver, handover = self._front, self._receiver, self._handover
-        if front is None or receiver is None or handover is None or self._stopping:
+        front, receiver, handover, guard = self._front, self._receiver, self._handover, self._guard
+        if front is None or receiver is None or handover is None or guard is None or self._stopping:
             return
         self._stopping = True
         for task, long_poll in list(self._calls.values()):
@@ -146,6 +170,7 @@ class NativeGateway:
         handover.take_back()
         await asyncio.to_thread(front.close)
         await asyncio.to_thread(receiver.join)
+        await guard.stop()
 
     def _receive(self, front: NativeGrpcFront, handover: Handover) -> None:
         """The receiving thread: ends when the front is closed."""
@@ -171,13 +196,13 @@ class NativeGateway:
         return True
 
     def _on_events(self, events: list[_Event]) -> None:
-        front = self._front
-        assert front is not None
+        guard = self._guard
+        assert guard is not None
         loop = asyncio.get_running_loop()
         now = loop.time()
         if len(events) > 1:
             events.sort(key=self._can_wait)
-        for kind, call_id, method_id, payload, _, details in events:
+        for kind, call_id, method_id, payload, key, details in events:
             if kind == EVENT_CANCEL:
                 task, _ = self._calls.pop(call_id, (None, False))
                 if task is not None:
@@ -189,17 +214,21 @@ class NativeGateway:
             if self._stopping:
                 self._fail(call_id, path, StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN), now)
                 continue
-            if len(payload) > self._request_bytes_max:
-                self._fail(call_id, path, too_large(len(payload), self._request_bytes_max), now)
-                continue
             if len(self._calls) >= CALLS_MAX:
                 self._fail(call_id, path, too_many_calls(), now)
                 continue
-            metadata, peer, remaining = details
-            context = CallContext(path, metadata, peer, None if remaining is None else now + remaining)
+            metadata, _, remaining = details
+            call = guard.call(key)
+            if call is None:
+                continue  # its client has left
+            metadata = metadata[:-1] if metadata[-1][0] == guard.key_name else metadata
+            if not call.hold(_size(metadata)):
+                self._fail(call_id, path, too_much_held("requests"), now)
+                continue
+            context = CallContext(path, metadata, call.peer, None if remaining is None else now + remaining)
             stream = self._streams.get(path)
             if stream is None:
-                work = self._serve(call_id, context, handler, payload, now)
+                work = self._serve(call_id, context, call, handler, payload, now)
             else:
                 work, long_poll = self._serve_stream(call_id, context, stream, payload, now), True
             self._calls[call_id] = (None, long_poll)
@@ -213,7 +242,9 @@ class NativeGateway:
         """
         return event[0] == EVENT_CANCEL or not self._methods[event[2]][2]
 
-    async def _serve(self, call_id: int, context: CallContext, handler: Handler, payload: bytes, began: float) -> None:
+    async def _serve(
+        self, call_id: int, context: CallContext, call: Stream, handler: Handler, payload: bytes, began: float
+    ) -> None:
         try:
             response = await handler(context, payload)
         except (asyncio.CancelledError, Exception) as error:
@@ -222,11 +253,15 @@ class NativeGateway:
         front = self._front
         assert front is not None
         open_still = self._calls.pop(call_id, None) is not None
-        if open_still and front.respond(call_id, response):
+        too_much = open_still and not call.answer(len(response))
+        if open_still and not too_much and front.respond(call_id, response):
             self._observe(context.method, Code.OK, began)
+            return
+        if context.undelivered is not None:
+            context.undelivered(response)
+        if too_much:
+            self._fail(call_id, context.method, too_much_held("answers"), began)
         else:
-            if context.undelivered is not None:
-                context.undelivered(response)
             self._observe(context.method, Code.CANCELLED, began)
 
     async def _serve_stream(
@@ -256,6 +291,7 @@ class NativeGateway:
         else:
             # Either the client left, and the id is gone, or the server stops and the client must hear of it.
             status = StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN)
+        let_go(error)
         if open_still:
             self._fail(call_id, path, status, began)
         elif not isinstance(error, Exception):
@@ -268,16 +304,15 @@ class NativeGateway:
         front.fail(call_id, int(status.code), status.message, None if details is None else [(DETAILS_KEY, details)])
         self._observe(path, status.code, began)
 
+    def _refused(self, code: int, seconds: float) -> None:
+        if self._observer is not None:
+            self._observer(UNKNOWN_PATH, code, seconds)
+
     def _observe(self, path: str, code: int, began: float) -> None:
         if self._observer is not None:
             self._observer(path, int(code), asyncio.get_running_loop().time() - began)
 
 
-def _check_free(host: str, port: int) -> None:
-    """Raises OSError in the operating system's words when the port is taken: the library's own error has no errno."""
-    if port == 0:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
+def _size(metadata: Metadata) -> int:
+    """What a call's headers take: a client may have sent a byte for each of them."""
+    return sum([len(name) + len(value) for name, value in metadata])

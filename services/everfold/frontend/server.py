@@ -23,7 +23,7 @@ from everfold.frontend.cluster import ClusterFacts, ClusterHandlers
 from everfold.frontend.core import Core
 from everfold.frontend.depth import bounded
 from everfold.frontend.freshness import Freshness
-from everfold.frontend.gateway import SHUTDOWN_GRACE_SECONDS, Gateway, TlsFiles, open_gateway
+from everfold.frontend.gateway import DESCRIPTORS_MAX, SHUTDOWN_GRACE_SECONDS, Gateway, TlsFiles, open_gateway
 from everfold.frontend.limits import FrontendLimits
 from everfold.frontend.namespace import NamespaceHandlers
 from everfold.frontend.operator import OperatorHandlers
@@ -70,6 +70,7 @@ class FrontendServer:
         visibility: VisibilityIndex | None = None,
         freshness: Freshness | None = None,
         gateway: str = "native",
+        descriptors_max: int = DESCRIPTORS_MAX,
         tls: TlsFiles | None = None,
         limits: FrontendLimits | None = None,
         observer: CallObserver | None = None,
@@ -87,6 +88,7 @@ class FrontendServer:
             visibility: the index behind List and Count; without one they answer UNAVAILABLE.
             freshness: how far the index is, where that is known; without it lists do not wait for the index.
             gateway: "native" or "grpcio".
+            descriptors_max: file descriptors that the connections of clients may take.
             tls: serve TLS (on grpcio).
             limits: bounds; Temporal's defaults if None.
             observer: told of every finished call (method path, gRPC code, seconds).
@@ -106,6 +108,7 @@ class FrontendServer:
             streams={method_path(HEALTH_SERVICE, "Watch"): self._cluster.watch_health},
             long_polls=LONG_POLLS,
             request_bytes_max=limits.request_bytes_max,
+            descriptors_max=descriptors_max,
             tls=tls,
             observer=observer,
         )

@@ -1,0 +1,437 @@
+"""The guard in front of the native gateway, met by clients that speak HTTP/2 by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from types import FrameType
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+import pytest
+
+from everfold.frontend import guard, guard_connection, guard_ledger
+from everfold.frontend.calls import CallContext, Handler, complete_table
+from everfold.frontend.gateway import open_gateway
+from everfold.frontend.gateway_native import NativeGateway
+from everfold.kernel.errors import Code, StatusError
+from support.wire import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES,
+    GOAWAY,
+    HEADERS,
+    PING,
+    RST_STREAM,
+    SERVICE,
+    Stranger,
+    frame,
+    headers,
+    message,
+)
+
+ECHO = SERVICE + "GetClusterInfo"
+MB = 2**20
+T = TypeVar("T")
+
+
+async def echo(context: CallContext, request: bytes) -> bytes:
+    return request
+
+
+class Served:
+    def __init__(self, gateway: NativeGateway) -> None:
+        self.gateway = gateway
+        self.address = f"127.0.0.1:{gateway.port}"
+        assert gateway._guard is not None
+        self.guard = gateway._guard
+
+    async def stranger(self, work: Callable[[Stranger], T]) -> T:
+        """A stranger's doings, beside the loop."""
+
+        def run() -> T:
+            with Stranger(self.address, window=2**31 - 1) as stranger:
+                return work(stranger)
+
+        return await asyncio.to_thread(run)
+
+    async def nothing_held(self) -> None:
+        async with asyncio.timeout(10):
+            while self.guard.requests.held or self.guard.answers.held or self.guard._streams:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def works(self) -> None:
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            assert await channel.unary_unary(ECHO)(b"hello", timeout=10) == b"hello"
+
+
+def run(handlers: Mapping[str, Handler], scenario: Callable[[Served], Awaitable[None]], **options: int) -> None:
+    async def body() -> None:
+        gateway = open_gateway("native", "127.0.0.1", 0, complete_table(handlers), **options)  # type: ignore[arg-type]
+        assert isinstance(gateway, NativeGateway)
+        await gateway.start()
+        try:
+            served = Served(gateway)
+            await asyncio.wait_for(scenario(served), 30)
+            await served.works()
+            await served.nothing_held()
+        finally:
+            await gateway.stop(0.2)
+
+    asyncio.run(body())
+
+
+def status(frames: list[tuple[int, int, int, bytes]]) -> tuple[int, str]:
+    """What a refusal of the guard's own says."""
+    (block,) = [payload for kind, flags, _, payload in frames if kind == HEADERS and flags & END_STREAM]
+    _, _, rest = block.partition(b"\x0bgrpc-status")
+    return int(rest[1 : 1 + rest[0]]), rest.partition(b"\x0cgrpc-message")[2][1:].decode()
+
+
+def test_a_message_is_refused_by_the_size_that_it_announces() -> None:
+    async def scenario(served: Served) -> None:
+        def announce(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            stranger.ask(1, "GetClusterInfo")
+            stranger.send(frame(DATA, 0, 1, b"\0" + (4 * MB + 1).to_bytes(4, "big")))
+            found = stranger.frames(10, until=RST_STREAM)
+            stranger.send(frame(DATA, 0, 1, bytes(FRAME_BYTES)) * 100)  # and goes on, in vain
+            return found
+
+        assert status(await served.stranger(announce)) == (
+            8,
+            f"grpc: received message larger than max ({4 * MB + 1} vs. {4 * MB})",
+        )
+
+    run({ECHO: echo}, scenario)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_message_is_refused_by_what_it_inflates_to(members: int) -> None:
+    async def scenario(served: Served) -> None:
+        data = gzip.compress(bytes(4 * MB // members + 100)) * members
+
+        def call(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            stranger.call(1, "GetClusterInfo", message(data, compressed=True), grpc_encoding="gzip")
+            return stranger.frames(10, until=HEADERS)
+
+        code, text = status(await served.stranger(call))
+        assert (code, text) == (8, f"grpc: received message after decompression larger than max {4 * MB}")
+
+    run({ECHO: echo}, scenario)
+
+
+def test_what_does_not_inflate_is_refused() -> None:
+    async def scenario(served: Served) -> None:
+        def call(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            stranger.call(1, "GetClusterInfo", message(b"no gzip", compressed=True), grpc_encoding="gzip")
+            return stranger.frames(10, until=HEADERS)
+
+        code, text = status(await served.stranger(call))
+        assert code == 13
+        assert "failed to decompress" in text
+
+    run({ECHO: echo}, scenario)
+
+
+def test_a_second_message_is_refused() -> None:
+    async def scenario(served: Served) -> None:
+        def call(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            stranger.call(1, "GetClusterInfo", message(b"one") + message(b"two"))
+            return stranger.frames(10, until=HEADERS)
+
+        assert status(await served.stranger(call))[0] == 13
+
+    run({ECHO: echo}, scenario)
+
+
+def test_unfinished_requests_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "REQUESTS_HELD_MAX", 4 * MB)
+
+    async def scenario(served: Served) -> None:
+        def begin(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            prefix = frame(DATA, 0, 1, b"\0" + MB.to_bytes(4, "big"))
+            for number in (1, 3, 5):
+                stranger.ask(number, "GetClusterInfo")
+                stranger.send(prefix[:5] + number.to_bytes(4, "big") + prefix[9:])
+                stranger.send(frame(DATA, 0, number, bytes(FRAME_BYTES)) * 63)
+            found = stranger.frames(10, until=RST_STREAM)
+            assert 0 < served.guard.requests.held <= 2 * MB  # half of the budget is for others
+            return found
+
+        code, text = status(await served.stranger(begin))
+        assert code == 8
+        assert "too many bytes of requests" in text
+
+    run({ECHO: echo}, scenario)
+
+
+def test_an_unfinished_request_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(guard_connection, "UNFINISHED_SECONDS", 0.2)
+
+    async def scenario(served: Served) -> None:
+        def begin(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            stranger.ask(1, "GetClusterInfo")
+            stranger.send(frame(DATA, 0, 1, message(bytes(100))[:50]))
+            return stranger.frames(10, until=RST_STREAM)
+
+        assert status(await served.stranger(begin))[0] == 4
+
+    run({ECHO: echo}, scenario)
+
+
+def test_headers_count_as_what_they_unfold_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "REQUESTS_HELD_MAX", 200_000)
+    held = asyncio.Event()
+
+    async def hold(context: CallContext, request: bytes) -> bytes:
+        if not request:
+            await held.wait()
+        return request
+
+    async def scenario(served: Served) -> None:
+        def call(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            value = b"x" * 3_000
+            # Into the table once (literal with incremental indexing), then by its number (62), a byte each.
+            entry = b"\x40\x03pad\x7f" + bytes(((len(value) - 127) % 128 + 128, (len(value) - 127) // 128)) + value
+            block = headers(ECHO)
+            for number in range(1, 21, 2):
+                pad = (entry if number == 1 else b"") + b"\xbe" * 10
+                stranger.send(frame(HEADERS, END_HEADERS, number, block + pad))
+                stranger.send(frame(DATA, END_STREAM, number, message(b"")))
+            return stranger.frames(10, until=HEADERS)
+
+        found = await served.stranger(call)
+        assert found[-1][0] == HEADERS
+        assert found[-1][1] & END_STREAM  # a refusal, while the others wait
+        held.set()
+
+    run({ECHO: hold}, scenario)
+
+
+def test_answers_that_are_not_read_are_given_back_beyond_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "ANSWERS_HELD_MAX", 8 * MB)
+    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(guard_connection, "UNREAD_SWEEPS", 60)
+    given_back = 0
+
+    async def large(context: CallContext, request: bytes) -> bytes:
+        def undelivered(response: bytes) -> None:
+            nonlocal given_back
+            given_back += 1
+
+        context.undelivered = undelivered
+        return bytes(MB) if request == b"large" else request
+
+    async def scenario(served: Served) -> None:
+        def ask(stranger: Stranger) -> bool:
+            for number in range(1, 41, 2):
+                stranger.call(number, "GetClusterInfo", message(b"large"))
+            assert served.guard.answers.held <= 4 * MB
+            return _abandoned(served)
+
+        assert await served.stranger(ask), "the connection of a client that reads nothing was not cut"
+        assert given_back >= 10
+
+    run({ECHO: large}, scenario)
+
+
+def _abandoned(served: Served) -> bool:
+    deadline = time.monotonic() + 10
+    while served.guard._connections and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not served.guard._connections
+
+
+def test_a_connection_that_never_greets_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(guard_connection, "GREETING_SECONDS", 0.3)
+
+    async def scenario(served: Served) -> None:
+        def silent(beginning: bytes) -> bool:
+            with Stranger(served.address, greet=False) as stranger:
+                stranger.send(beginning)
+                return stranger.closed_within(5)
+
+        for beginning in (b"", b"PRI * HT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+            assert await asyncio.to_thread(silent, beginning)
+
+    run({ECHO: echo}, scenario)
+
+
+@pytest.mark.parametrize("beginning", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", bytes(100)])
+def test_what_is_not_http2_is_closed_at_once(beginning: bytes) -> None:
+    async def scenario(served: Served) -> None:
+        def other() -> bool:
+            with Stranger(served.address, greet=False) as stranger:
+                stranger.send(beginning)
+                return stranger.closed_within(5)
+
+        assert await asyncio.to_thread(other)
+
+    run({ECHO: echo}, scenario)
+
+
+def test_an_idle_connection_is_told_to_go_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(guard_connection, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(guard_connection, "LEAVING_SECONDS", 0.2)
+
+    async def scenario(served: Served) -> None:
+        def idle(stranger: Stranger) -> bool:
+            assert stranger.frames(10, until=GOAWAY)[-1][0] == GOAWAY
+            return stranger.closed_within(5)
+
+        assert await served.stranger(idle)
+
+    run({ECHO: echo}, scenario)
+
+
+def test_an_old_connection_is_told_to_go_and_its_calls_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(guard_connection, "AGE_SECONDS", 0.3)
+    monkeypatch.setattr(guard_connection, "LEAVING_SECONDS", 0.2)
+
+    async def slow(context: CallContext, request: bytes) -> bytes:
+        await asyncio.sleep(1.5 if request == b"slow" else 0)
+        return request
+
+    async def scenario(served: Served) -> None:
+        async with grpc.aio.insecure_channel(served.address) as channel:
+            call = channel.unary_unary(ECHO)(b"slow", timeout=10)
+            while not call.done():
+                assert await channel.unary_unary(ECHO)(b"beside", timeout=10) == b"beside"
+                await asyncio.sleep(0.01)
+            assert await call == b"slow"
+        assert served.guard._opened > 10
+
+    run({ECHO: slow}, scenario)
+
+
+def test_connections_beyond_the_bound_are_turned_away() -> None:
+    async def scenario(served: Served) -> None:
+        def many() -> tuple[int, int]:
+            strangers = [Stranger(served.address) for _ in range(10)]
+            closed = sum(stranger.closed_within(0.5) for stranger in strangers)
+            for stranger in strangers:
+                stranger.close()
+            return closed, len(strangers)
+
+        assert await asyncio.to_thread(many) == (6, 10)
+        async with asyncio.timeout(5):
+            while served.guard._connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    run({ECHO: echo}, scenario, descriptors_max=4 * guard.DESCRIPTORS_PER_CONNECTION)
+
+
+def test_frames_may_come_a_byte_at_a_time_and_headers_in_pieces() -> None:
+    async def scenario(served: Served) -> None:
+        def drip(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            block = headers(ECHO)
+            frames = frame(HEADERS, 0, 1, block[:10]) + frame(CONTINUATION, END_HEADERS, 1, block[10:])
+            body = message(b"drop by drop")
+            frames += b"".join(frame(DATA, 0, 1, body[at : at + 1]) for at in range(len(body)))
+            frames += frame(DATA, END_STREAM, 1)
+            for byte in frames:
+                stranger.send(bytes((byte,)))
+            return stranger.frames(10, until=DATA)
+
+        assert (await served.stranger(drip))[-1][3] == message(b"drop by drop")
+
+    run({ECHO: echo}, scenario)
+
+
+def test_padding_and_pings_pass() -> None:
+    async def scenario(served: Served) -> None:
+        def padded(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            stranger.send(frame(HEADERS, END_HEADERS | 8, 1, b"\x07" + headers(ECHO) + bytes(7)))
+            stranger.send(frame(PING, 0, 0, b"12345678"))
+            stranger.send(frame(DATA, END_STREAM | 8, 1, b"\x09" + message(b"soft") + bytes(9)))
+            return stranger.frames(10, until=DATA)
+
+        found = await served.stranger(padded)
+        assert found[-1][3] == message(b"soft")
+        assert (PING, 1, 0, b"12345678") in found
+
+    run({ECHO: echo}, scenario)
+
+
+def test_a_frame_that_is_too_large_ends_the_connection() -> None:
+    async def scenario(served: Served) -> None:
+        def send(stranger: Stranger) -> bool:
+            stranger.send(frame(DATA, 0, 1, bytes(FRAME_BYTES + 1)))
+            return stranger.closed_within(5)
+
+        assert await served.stranger(send)
+
+    run({ECHO: echo}, scenario)
+
+
+def test_a_client_cannot_name_another_clients_call() -> None:
+    """The library knows a call by a header that only the guard can name; a copy of a guess counts for nothing."""
+    seen: list[CallContext] = []
+
+    async def look(context: CallContext, request: bytes) -> bytes:
+        seen.append(context)
+        return request
+
+    async def scenario(served: Served) -> None:
+        await served.works()
+        assert served.guard.key_name not in [name for name, _ in seen[0].metadata]
+
+    run({ECHO: look}, scenario)
+
+
+@pytest.fixture
+def rings() -> Iterator[Callable[[], list[FrameType]]]:
+    """Frames that only the collector of cycles would have freed."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+
+    def found() -> list[FrameType]:
+        gc.collect()
+        return [one for one in gc.garbage if isinstance(one, FrameType)]
+
+    yield found
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+
+
+def test_a_refused_request_is_not_kept_by_its_own_exception(rings: Callable[[], list[FrameType]]) -> None:
+    async def refuse(context: CallContext, request: bytes) -> bytes:
+        if request == b"hello":
+            return request
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(future.set_exception, StatusError(Code.RESOURCE_EXHAUSTED, "busy"))
+        return await future
+
+    async def scenario(served: Served) -> None:
+        async with grpc.aio.insecure_channel(served.address) as channel:
+            for _ in range(3):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await channel.unary_unary(ECHO)(b"refused", timeout=10)
+        kept = [
+            one.f_code.co_name
+            for one in rings()
+            if "frontend" in one.f_code.co_filename or one.f_code.co_name == "refuse"
+        ]
+        assert kept == []
+
+    run({ECHO: refuse}, scenario)
+
+
+def test_an_inflater_counts_for_what_it_holds() -> None:
+    budget = guard_ledger.Budget(4 * guard_ledger.INFLATER_BYTES)
+    account, answers = guard_ledger.Account(budget), guard_ledger.Account(guard_ledger.Budget(0))
+    streams = [guard_ledger.Stream(n, b"", "", 0.0, account, answers, MB) for n in range(3)]
+    prefix = message(bytes(100), compressed=True)[:5]
+    assert [stream.admit(prefix) is None for stream in streams] == [True, True, False]
