@@ -10,6 +10,12 @@ from everfold.kernel.errors import OWNER_MOVES, Code, ShardLost, StatusError
 from everfold.runtime.defects import defect_in
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
+TEXT_BYTES_MAX: Final = 1_500
+DETAILS_BYTES_MAX: Final = 4_000
+"""Of a status. Both travel as headers, the text with up to three bytes for each of its own, the details in Base64;
+clients take 8 KiB of headers. One that gets more tells its user RESOURCE_EXHAUSTED, which SDKs try again for ever.
+"""
+
 _TYPE_URL: Final = "type.googleapis.com/"
 
 
@@ -27,13 +33,24 @@ def details_bytes(error: StatusError) -> bytes | None:
 def status_of(error: Exception, method: str) -> StatusError:
     """The status that a failed call ends with.
 
-    A `StatusError` is itself. What a shard or a broker in trouble lets through is UNAVAILABLE, which SDKs retry.
-    Anything else is a defect of ours.
+    A `StatusError` is itself, within what headers hold: its text may show a value of the client's. What a shard or a
+    broker in trouble lets through is UNAVAILABLE, which SDKs retry. Anything else is a defect of ours.
     """
     if isinstance(error, StatusError):
-        return error
+        return _bounded(error)
     if isinstance(error, (ShardLost, ConnectionError)):
         return StatusError(Code.UNAVAILABLE, OWNER_MOVES)
     if isinstance(error, TimeoutError):
         return StatusError(Code.DEADLINE_EXCEEDED, "no answer within the deadline")
     return defect_in(method, error)
+
+
+def _bounded(error: StatusError) -> StatusError:
+    text, details = error.message, error.details
+    if len(text) * 4 > TEXT_BYTES_MAX and len(data := text.encode()) > TEXT_BYTES_MAX:
+        text = f"{data[: TEXT_BYTES_MAX - 3].decode(errors='ignore')}…"
+    if sum(len(value) for _, value in details) > DETAILS_BYTES_MAX:
+        details = ()
+    if text is error.message and details is error.details:
+        return error
+    return StatusError(error.code, text, details)
