@@ -10,7 +10,7 @@ SECONDS ?= 300
 PROGRAMS ?= 300
 SEED ?=
 
-.PHONY: setup check test sim integration crash damage bursts generated memory attacks bench bench-check demo docs clean help
+.PHONY: setup check test sim integration crash damage bursts generated mutations memory attacks bench bench-check demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ bursts: $(READY) ## up to 50,000 commands at once, on 1 and 4 shards, with and w
 
 generated: $(READY) ## PROGRAMS (300) random workflows through kills, and on a real Temporal server; SEED repeats
 	EVERFOLD_GENERATED_PROGRAMS=$(PROGRAMS) EVERFOLD_GENERATED_SEED=$(SEED) $(BIN)/pytest tests/generated -s
+
+mutations: $(READY) ## 100,000 calls with one field changed, 1,000 of them of SDKs, and 5,000 commands; SEED repeats
+	EVERFOLD_MUTATIONS=99000,1000,5000 EVERFOLD_MUTATIONS_SEED=$(SEED) $(BIN)/pytest tests/mutations -s
 
 memory: $(READY) ## memory in full: 5,000 open workflows, 20,000 one after the other
 	EVERFOLD_MEMORY_SCALE=1 $(BIN)/pytest tests/integration/test_memory.py -s

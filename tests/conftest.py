@@ -25,6 +25,7 @@ ALONE = frozenset(
         "differential",
         "generated",
         "integration",
+        "mutations",
         "packaging",
         "simulation",
         "topology",
