@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 from temporalio.api.enums.v1.event_type_pb2 import EventType
 from temporalio.api.enums.v1.workflow_pb2 import WORKFLOW_EXECUTION_STATUS_RUNNING
 
@@ -45,12 +47,21 @@ def start(server: Server, workflow_id: str) -> None:
 
 def test_it_prints_its_addresses_stops_within_five_seconds_and_carries_on(tmp_path: Path) -> None:
     metrics = str(free_port())
-    options = ("--namespace", "other", "--search-attribute", "Age=Int", "--topology-metrics-port", metrics)
+    options = (
+        "--no-fsync",
+        "--namespace",
+        "other",
+        "--search-attribute",
+        "Age=Int",
+        "--topology-metrics-port",
+        metrics,
+    )
     server = everfold_server(tmp_path, *options)
     with server:
         assert "gRPC:" in banner(server)
         assert f"Processors: metrics at http://127.0.0.1:{metrics}/metrics" in banner(server)
         assert "survives the kill of any process, not the loss of power" in banner(server)
+        assert flush_messages(server) == {str(2**63 - 1)}
         start(server, "kept")
         names = cli(server.address, "operator", "namespace", "list").stdout
         assert "default" in names
@@ -140,9 +151,21 @@ def test_a_server_that_is_killed_takes_its_children_along_and_loses_nothing(tmp_
         assert "kept" in describe(server, "kept")
 
 
+def flush_messages(server: Server) -> set[str]:
+    """After how many records Kafka asks the disk, of the topics that workflows rest on."""
+    found = re.search(r"Kafka: +(\S+) \(embedded\), topics (\S+)\*", banner(server))
+    assert found is not None
+    bootstrap, prefix = found.groups()
+    topics = [ConfigResource(ResourceType.TOPIC, f"{prefix}{name}") for name in ("shard-log", "commands")]
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    return {answer.result(30)["flush.messages"].value for answer in admin.describe_configs(topics).values()}
+
+
 def test_a_broker_that_dies_alone_is_started_again(tmp_path: Path) -> None:
     with everfold_server(tmp_path) as server:
         start(server, "before")
+        through = "and the loss of power" in banner(server)
+        assert flush_messages(server) == {"1" if through else str(2**63 - 1)}
         broker = next(process for process in server.descendants() if "java" in process.name())
         broker.kill()
         deadline = time.monotonic() + 60

@@ -25,6 +25,7 @@ from everfold.cli.version import version
 from everfold.frontend.gateway import TlsFiles
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.broker import EmbeddedBroker
+from everfold.runtime.broker.write_through import WriteThrough, decide
 from everfold.runtime.config import MIB, Settings
 from everfold.runtime.lifecycle import Fatal, Supervisor
 from everfold.runtime.metrics import BROKER_RESTARTS
@@ -60,6 +61,8 @@ class DevServer:
         self._tls = read_tls(settings.frontend)
         self._data = open_data_dir(settings, default="dev")
         self._embedded = not settings.kafka.bootstrap
+        #: of the embedded broker; None for a cluster that is there already
+        self._write_through: WriteThrough | None = None
         self._node: nodes.Node
 
     async def start(self, supervisor: Supervisor) -> None:
@@ -70,7 +73,8 @@ class DevServer:
         settings = await self._with_kafka(supervisor)
         kafka = topics.kafka_settings(settings)
         alone = self._embedded  # nobody else is told of that broker
-        cluster = await nodes.look_at(kafka, settings, self._data, create=True, alone=alone)
+        through = None if self._write_through is None else self._write_through.on
+        cluster = await nodes.look_at(kafka, settings, self._data, create=True, alone=alone, write_through=through)
         if settings.topology.enabled:
             child = WorkerServer(child_command(), child_environment(settings))
             await supervisor.start("topology", child)
@@ -98,6 +102,8 @@ class DevServer:
         settings = self._settings
         bootstrap = settings.kafka.bootstrap
         if not bootstrap:
+            # Before the broker starts, which keeps the disk busy.
+            self._write_through = await asyncio.to_thread(decide, self._data.broker, wanted=settings.broker.fsync)
             broker = EmbeddedBroker(
                 self._data.broker,
                 port=settings.broker.port,
@@ -179,7 +185,7 @@ class DevServer:
             "Visibility": settings.visibility.url or self._data.visibility_url,
             "Namespaces": ", ".join(namespace.name for namespace in self._node.registry if not namespace.deleted),
             "Shards": f"{cluster.shape.shards}, task partitions {cluster.shape.task_partitions}",
-            "Durability": _durability(cluster, self._embedded),
+            "Durability": _durability(cluster, self._write_through),
         }
         if sys.stdout.isatty():
             table = Table(
@@ -210,9 +216,10 @@ def _processors_at(settings: Settings) -> str:
     return f"metrics at {address}/metrics, lag at {address}/lag"
 
 
-def _durability(cluster: nodes.Cluster, embedded: bool) -> str:
-    if embedded:
-        return "survives the kill of any process, not the loss of power: one broker, one copy, no fsync per record"
+def _durability(cluster: nodes.Cluster, embedded: WriteThrough | None) -> str:
+    if embedded is not None:
+        survived = "and the loss of power, not of the disk" if embedded.on else "not the loss of power"
+        return f"survives the kill of any process, {survived}: one broker, one copy; {embedded.why}"
     if cluster.shape.single_broker:
         return f"{cluster.brokers} broker(s), {cluster.shape.replication} copy of each record: a lost disk loses data"
     return f"{cluster.shape.replication} copies of each record, two of them before anything is answered"

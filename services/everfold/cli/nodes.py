@@ -74,7 +74,13 @@ class Cluster:
 
 
 async def look_at(
-    kafka: KafkaSettings, settings: Settings, data: DataDir, *, create: bool = False, alone: bool = False
+    kafka: KafkaSettings,
+    settings: Settings,
+    data: DataDir,
+    *,
+    create: bool = False,
+    alone: bool = False,
+    write_through: bool | None = None,
 ) -> Cluster:
     """Find out what cluster this is, and check its topics; with `create`, make those that are missing.
 
@@ -84,6 +90,7 @@ async def look_at(
         data: bound to the cluster here.
         create: make the missing topics.
         alone: this process is the only one that will ever serve the cluster; what `create` finds unsafe it may set.
+        write_through: see `ClusterShape`.
 
     Raises:
         Fatal: the data directory is another cluster's, or the settings contradict the topics.
@@ -108,6 +115,7 @@ async def look_at(
         ),
         replication=settings.kafka.replication or (1 if single else REPLICATION_MIN),
         single_broker=single,
+        write_through=write_through,
     )
     cluster_id = str(uuid.uuid5(uuid.NAMESPACE_OID, f"everfold/{found.cluster_id}/{kafka.prefix}"))
     data.bind(cluster_id)

@@ -75,6 +75,12 @@ class BrokerSettings:
         maximum=65535,
     )
     heap_bytes: int = setting(256 * MIB, "Java heap of the embedded broker.", unit="bytes", minimum=96 * MIB)
+    fsync: bool = setting(
+        True,
+        "Have what the embedded broker acknowledges on the disk, where the disk is quick about that: then a loss of "
+        "power loses nothing.",
+        flag="--fsync",
+    )
 
 
 @dataclass(frozen=True)
@@ -375,7 +381,7 @@ def contradictions(settings: Settings, resolved: Resolved) -> list[str]:
     if settings.kafka.bootstrap:
         wrong += [
             f"kafka.bootstrap names a cluster, so there is no embedded broker: {path} has no meaning. Drop one."
-            for path in ("broker.port", "broker.heap_bytes")
+            for path in ("broker.port", "broker.heap_bytes", "broker.fsync")
             if path in given
         ]
     frontend = settings.frontend

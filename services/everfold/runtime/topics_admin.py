@@ -27,13 +27,16 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from everfold.runtime.kafka.answers import ask_metadata
 from everfold.runtime.kafka.errors import KafkaTrouble, KafkaUnavailable
 from everfold.runtime.kafka.settings import KafkaSettings
-from everfold.schemas.topics import AT_LEAST, TOPICS, Topic, will_do
+from everfold.schemas.topics import AT_LEAST, COMMANDS, SHARD_LOG, TOPICS, Topic, will_do
 
 ASK_SECONDS_MAX: Final = 30.0
 """Bound on one question to the cluster, its connection included."""
 
 _VISIBLE_SECONDS_MAX: Final = 20.0
 """How long after its creation a topic may take to get a leader everywhere: milliseconds on one broker."""
+
+_NEVER: Final = str(2**63 - 1)
+"""Kafka's default of `flush.messages`."""
 
 REPLICATION_MIN: Final = 3
 """With `min.insync.replicas=2` one broker may be lost without losing records or standing still."""
@@ -48,18 +51,23 @@ class ClusterShape:
         task_partitions: partitions of the task topics.
         replication: replication factor of all topics.
         single_broker: whether fewer than three replicas are accepted.
+        write_through: whether what workflows rest on is on the disk before it is acknowledged; None leaves that to the
+            cluster's owner, whose replicas do the same.
     """
 
     shards: int
     task_partitions: int
     replication: int = REPLICATION_MIN
     single_broker: bool = False
+    write_through: bool | None = None
 
     def config(self, topic: Topic) -> dict[str, str]:
         """The configuration that a topic must have."""
         shared = {"unclean.leader.election.enable": "false"}
         if not self.single_broker:
             shared["min.insync.replicas"] = "2"
+        if self.write_through is not None and topic in (SHARD_LOG, COMMANDS):
+            shared["flush.messages"] = "1" if self.write_through else _NEVER
         return {**topic.full_config(), **shared}
 
 
