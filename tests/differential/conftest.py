@@ -10,6 +10,7 @@ import pytest
 from differential.play import Outcome, play
 from differential.scenarios import Scenario
 from differential.scenarios.children import SIGNALS_MAX
+from differential.scenarios.limits import EVENTS_MAX
 from support.servers import chosen_server, temporal_command, temporal_server
 
 SETTINGS = (
@@ -20,6 +21,8 @@ SETTINGS = (
     ),
     "--dynamic-config-value",
     f"history.maximumSignalsPerExecution={SIGNALS_MAX}",
+    "--dynamic-config-value",
+    f"limit.historyCount.error={EVENTS_MAX}",
 )
 SCENARIOS_AT_ONCE = 4
 """Scenarios mostly wait for timers of a second; more than this and a loaded machine would distort them."""

@@ -19,9 +19,10 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import reads
+from everfold.history.machine.decide.hand_out import HandOut
 from everfold.history.machine.shard_fold import LogRecord, ShardFold
 from everfold.history.machine.state import decode_run, encode_run
-from everfold.history.machine.step import Guards, Reply, Step, TaskOffer
+from everfold.history.machine.step import Guards, Reply, RunKey, Step, TaskOffer
 from everfold.kernel.features import FEATURE_LEVEL
 from everfold.kernel.time import DAY_NS, MILLISECOND_NS, SECOND_NS
 from everfold.schemas import codec
@@ -274,6 +275,21 @@ class ShardDriver:
         if step.reply.error is not None:
             raise step.reply.error
         return ws.PollWorkflowTaskQueueResponse.FromString(reads.assemble(self.fold, step.reply))
+
+    def hand_out(self) -> HandOut | None:
+        """Takes the offered workflow task ahead of the log, if that may be; its start is in no record yet."""
+        offer = self.take_offer()
+        poll = ws.PollWorkflowTaskQueueRequest(identity="worker")
+        poll.task_queue.name = offer.task_queue
+        start = {
+            "scheduled_event_id": offer.scheduled_event_id,
+            "attempt": offer.attempt,
+            "stamp": offer.stamp,
+            "request_id": self.request_id(),
+            "poll": poll.SerializeToString(),
+            "task_id": offer.task_id,
+        }
+        return self.fold.hand_out(RunKey(NAMESPACE_ID, offer.workflow_id, offer.run_id), start, self.now_ns)
 
     def poll_activity(
         self, *, offer: TaskOffer | None = None, request_id: str = ""

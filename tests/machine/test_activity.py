@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from shard_driver import NAMESPACE_ID, ShardDriver, cancel_activity, complete_workflow, schedule_activity
+from shard_driver import NAMESPACE, NAMESPACE_ID, ShardDriver, cancel_activity, complete_workflow, schedule_activity
 from temporalio.api.enums.v1 import workflow_pb2 as enums
 from temporalio.api.history.v1 import message_pb2 as history_pb2
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
@@ -57,6 +57,32 @@ def test_the_failure_can_name_its_own_retry_delay(shard: ShardDriver) -> None:
     assert not [offer for offer in shard.offers if offer.type == "activity"]
     shard.sleep(2)
     assert shard.poll_activity().attempt == 2
+
+
+@pytest.mark.parametrize(("options", "state"), [({}, 3), ({"attempts": 1}, 4)])
+def test_a_failure_that_asks_for_no_wait_is_not_retried(
+    shard: ShardDriver, options: dict[str, int], state: int
+) -> None:
+    """As on a real server: 3 is RETRY_STATE_TIMEOUT; having no attempts left comes first."""
+    begin(shard, **options)
+    task = shard.poll_activity()
+    request = ws.RespondActivityTaskFailedRequest(task_token=task.task_token)
+    request.failure.application_failure_info.next_retry_delay.SetInParent()
+    shard.request("FAIL_ACTIVITY", request, workflow_id="w")
+    run = shard.fold.run(NAMESPACE_ID, NAMESPACE, "w", "")
+    assert run is not None
+    (failed,) = [e for e in reads.events_of(shard.fold, run) if e.HasField("activity_task_failed_event_attributes")]
+    assert failed.activity_task_failed_event_attributes.retry_state == state
+
+
+def test_a_failure_that_is_kept_for_the_next_attempt_is_cut_and_says_so(shard: ShardDriver) -> None:
+    begin(shard)
+    shard.fail_activity(shard.poll_activity(), "é" * 3_000, type="ScriptError")
+    (activity,) = shard.describe().pending_activities
+    kept = activity.last_failure
+    assert (kept.message, kept.server_failure_info.non_retryable) == ("Failure exceeds size limit.", False)
+    assert kept.cause.application_failure_info.type == "ScriptError"
+    assert len(kept.cause.message.encode()) == 4096 - 8 - 15 - 1, "between two characters"
 
 
 def test_start_to_close_is_retried_and_a_stale_attempt_is_not_heard(shard: ShardDriver) -> None:

@@ -170,6 +170,19 @@ def visibility(step: Any) -> list[dict[str, Any]]:
     return [codec.decode(value)[1] for value in values]
 
 
+def test_a_task_that_was_handed_out_before_does_not_stand_in_the_way(shard: ShardDriver) -> None:
+    """The record that ends the run brings the task's start along."""
+    shard.start()
+    handed_out = shard.hand_out()
+    assert handed_out is not None
+    quarantine(shard)
+    request = ws.TerminateWorkflowExecutionRequest()
+    request.workflow_execution.workflow_id = "w"
+    body = {"message": request.SerializeToString()}
+    shard.append("TERMINATE_WORKFLOW", body, workflow_id="w", start=handed_out.start)
+    assert status(shard, "w") == TERMINATED
+
+
 def test_its_parent_ends_it(shard: ShardDriver) -> None:
     shard.start("parent")
     shard.complete(shard.poll("parent"), start_child("child"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from shard_driver import (
     NAMESPACE_ID,
@@ -161,6 +163,22 @@ def test_a_refused_command_from_the_topic_is_told_on_commands_rejected(shard: Sh
         "SIGNAL_WORKFLOW", {"message": request.SerializeToString()}, workflow_id="nobody", origin=origin
     )
     assert [output.topic for output in step.outputs] == ["commands-rejected"]
+
+
+@pytest.mark.parametrize("waits", [{"workflow_start_delay": duration(60)}, {"cron_schedule": "0 0 1 1 *"}])
+def test_signal_with_start_wakes_a_run_that_waits_and_a_signal_does_not(
+    shard: ShardDriver, waits: dict[str, Any]
+) -> None:
+    shard.start(**waits)
+    shard.signal("plain")
+    assert "WorkflowTaskScheduled" not in shard.history()
+    request = ws.SignalWithStartWorkflowExecutionRequest(workflow_id="w", signal_name="woken", request_id="r")
+    request.workflow_type.name, request.task_queue.name = "Greeting", "queue"
+    shard.request("SIGNAL_WITH_START_WORKFLOW", request, workflow_id="w")
+    assert shard.history().splitlines()[-2:] == ["3 WorkflowSignaled signal_name=woken", "4 WorkflowTaskScheduled"]
+    shard.complete(shard.poll())
+    shard.sleep(61)
+    assert len(shard.history().splitlines()) == 6, "the time for which it waited is nothing any more"
 
 
 def test_signal_with_start_starts_with_the_signal_as_second_event(shard: ShardDriver) -> None:

@@ -370,6 +370,21 @@ def reset(shard: ShardDriver, at: int, **fields: object) -> str:
     return ws.ResetWorkflowExecutionResponse.FromString(reply.response).run_id
 
 
+@pytest.mark.parametrize("related", [False, True])
+def test_only_what_waits_in_the_chain_of_the_reset_run_is_applied_again(shard: ShardDriver, related: bool) -> None:
+    first = shard.start()
+    shard.complete(shard.poll(), continue_as_new() if related else complete_workflow())
+    if not related:
+        shard.start()
+    shard.sleep(2)  # a run that continues another waits a moment
+    shard.poll("w")
+    shard.signal("buffered")
+    request = ws.ResetWorkflowExecutionRequest(reason="again", request_id="reset", workflow_task_finish_event_id=4)
+    request.workflow_execution.workflow_id, request.workflow_execution.run_id = "w", first
+    shard.request("RESET_WORKFLOW", request, workflow_id="w", run_id=first)
+    assert ("signal_name=buffered" in shard.history()) is related
+
+
 def test_a_reset_goes_on_from_the_workflow_task_with_later_signals(shard: ShardDriver) -> None:
     first = shard.start()
     shard.complete(shard.poll(), schedule_activity("a"))

@@ -14,13 +14,13 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.frontend import tokens, validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, parse
-from everfold.frontend.failures import server_failure, truncated
+from everfold.frontend.failures import KEPT_BYTES, server_failure
+from everfold.kernel.failures import exceeding
 from everfold.kernel.names import is_run_id, too_long
 from everfold.runtime import requests
 from everfold.runtime.requests import invalid
 
 _RESULT_TOO_LARGE = "Complete result exceeds size limit."
-_FAILURE_TOO_LARGE = "Failure exceeds size limit."
 _CANCEL_TOO_LARGE = "Cancel details exceed size limit."
 _HEARTBEAT_TOO_LARGE = "Heartbeat details exceed size limit."
 
@@ -201,9 +201,7 @@ class ActivityHandlers:
             return False
         changed = False
         if message.failure.ByteSize() > limit:
-            failure = server_failure(_FAILURE_TOO_LARGE)
-            failure.cause.CopyFrom(truncated(message.failure))
-            message.failure.CopyFrom(failure)
+            message.failure.CopyFrom(exceeding(message.failure, KEPT_BYTES, non_retryable=True))
             changed = True
         if message.last_heartbeat_details.ByteSize() > limit:
             message.ClearField("last_heartbeat_details")

@@ -11,7 +11,8 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.frontend import tokens, validate
 from everfold.frontend.calls import CallContext
 from everfold.frontend.core import Core, parse
-from everfold.frontend.failures import server_failure, truncated
+from everfold.frontend.failures import KEPT_BYTES
+from everfold.kernel.failures import exceeding
 from everfold.kernel.names import too_long
 from everfold.runtime import requests
 
@@ -54,9 +55,7 @@ class WorkflowTaskHandlers:
         token, namespace = await tokens.workflow_task(core, message)
         requests.identity(message.identity, core.limits.id_bytes_max)
         if len(request) > core.limits.blob_bytes_max and message.failure.ByteSize() > core.limits.blob_bytes_max:
-            failure = server_failure("Failure exceeds size limit.")
-            failure.cause.CopyFrom(truncated(message.failure))
-            message.failure.CopyFrom(failure)
+            message.failure.CopyFrom(exceeding(message.failure, KEPT_BYTES, non_retryable=True))
             request = message.SerializeToString(deterministic=True)
         return await core.execute(context, "FAIL_WORKFLOW_TASK", namespace, token.workflow_id, token.run_id, request)
 

@@ -57,6 +57,7 @@ for _module in (
     "updates",
     "update_failures",
     "activity_resets",
+    "limits",
     "fields",
 ):
     importlib.import_module(f"{__name__}.{_module}")

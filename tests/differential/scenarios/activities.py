@@ -52,6 +52,16 @@ def activity_next_delay(s: Script) -> None:
     s.complete(s.poll(), s.done())
 
 
+@scenario("15q", "a failure asks for a next attempt without delay: there is none")
+def activity_no_delay(s: Script) -> None:
+    s.start()
+    s.complete(s.poll(), s.activity("a1"))
+    s.fail_activity(s.poll_activity(), failure("at once", next_retry_delay=0))
+    s.complete(s.poll("failed"), s.activity("a2", retry_policy={"maximum_attempts": 1}))
+    s.fail_activity(s.poll_activity(), failure("at once", next_retry_delay=0))
+    s.complete(s.poll("failed again"), s.done())
+
+
 @scenario("15e", "heartbeat details survive to the next attempt")
 def activity_heartbeat_details(s: Script) -> None:
     s.start()

@@ -336,6 +336,31 @@ def reset_before_continue(s: Script) -> None:
     s.complete(s.poll("after the reset"), s.done())
 
 
+@scenario("21t", "a run is reset whose id a newer, unrelated run has; what waits there is not applied again")
+def reset_before_stranger(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), s.done())
+    stranger = s.start(track=False, request_id=s.request("stranger"))
+    s.track("wf", stranger, "stranger")
+    s.poll()
+    s.signal("waits")
+    response = _reset(s, run_id, 4)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())
+
+
+@scenario("21u", "a run that continued as new is reset; what waits in the next run is applied again")
+def reset_before_heir(s: Script) -> None:
+    run_id = s.start()
+    s.complete(s.poll(), _continue())
+    s.track("wf", label="next run")
+    s.poll()
+    s.signal("waits")
+    response = _reset(s, run_id, 4)
+    s.track("wf", response.run_id, "after the reset")
+    s.complete(s.poll("after the reset"), s.done())
+
+
 @scenario("21h", "a reset with a child started before its point")
 def reset_with_child(s: Script) -> None:
     run_id = s.start()

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from differential.scenarios import scenario
-from differential.script import CLIENT, NAMESPACE, Script, command, payloads
+from differential.script import CLIENT, NAMESPACE, Script, command, failure, payloads, seconds
 
 
 @scenario("2", "a timer fires")
@@ -135,10 +135,28 @@ def signal_with_start_running(s: Script) -> None:
     s.complete(s.poll(), s.done())
 
 
-def _signal_with_start(s: Script, signal_name: str) -> Any:
+@scenario("5c", "signal with start wakes a run that waits: for its delay, its schedule, its retry")
+def signal_with_start_waiting(s: Script) -> None:
+    s.start(workflow_start_delay=seconds(60))
+    s.signal("does not wake it")
+    s.note("answer", _signal_with_start(s, "second"))
+    s.complete(s.poll("delayed"), s.done())
+    s.start("cron", cron_schedule="0 0 1 1 *")
+    s.note("answer", _signal_with_start(s, "by cron", "cron"))
+    s.poll("by cron")
+    s.terminate("cron")
+    s.start("retried", retry_policy={"initial_interval": seconds(60)})
+    s.complete(s.poll(), command("FAIL_WORKFLOW_EXECUTION", failure=failure("no")))
+    s.note("answer", _signal_with_start(s, "by retry", "retried"))
+    task = s.poll("retried")
+    s.track("retried", task.workflow_execution.run_id, "next run")
+    s.complete(task, s.done())
+
+
+def _signal_with_start(s: Script, signal_name: str, name: str = "wf") -> Any:
     return s.client.call(
         "SignalWithStartWorkflowExecution",
-        **s.start_fields(),
+        **s.start_fields(name),
         signal_name=signal_name,
         signal_input=payloads(f"of {signal_name}"),
     )

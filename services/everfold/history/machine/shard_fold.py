@@ -23,14 +23,16 @@ from everfold.history.machine import garbage, keys, quarantine
 from everfold.history.machine.cache import RunCache
 from everfold.history.machine.context import NamespaceInfo, StepContext, Waiting, run_row
 from everfold.history.machine.decide import cross_run, namespace, purge, workflow_task
+from everfold.history.machine.decide.ending import Termination, end_run
 from everfold.history.machine.decide.hand_out import HandOut, prepare
 from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
 from everfold.history.machine.decide.offer_again import offer_tasks_again
 from everfold.history.machine.outputs import emit_visibility
 from everfold.history.machine.record_kinds import BY_NAMESPACE, BY_RUN, is_start
 from everfold.history.machine.rejected_commands import emit_rejected, reject_command
-from everfold.history.machine.rejections import namespace_not_found, workflow_not_found
+from everfold.history.machine.rejections import invalid, namespace_not_found, workflow_completed, workflow_not_found
 from everfold.history.machine.rows import Rows, RowStore
+from everfold.history.machine.run_limits import RunTooLarge
 from everfold.history.machine.salvage import UNREADABLE, load_run, read_run
 from everfold.history.machine.shard_meta import ShardMeta
 from everfold.history.machine.state import Run
@@ -249,12 +251,31 @@ class ShardFold:
             # What is in it is no request: the run is not at fault.
             ctx.go_back()
             reject_command(ctx, body, garbage.set_aside(ctx, found))
+        except RunTooLarge as found:
+            ctx.go_back()
+            self._end_too_large(ctx, body, record, found)
         except PROCESS_TROUBLE:
             raise
         except Exception as defect:  # the pure step is the same on every host: so is its failure (law 9)
             turned = ctx.turned
             ctx.go_back()
             self._set_aside(ctx, body, turned, defect)
+
+    def _end_too_large(self, ctx: StepContext, body: Record, record: Waiting, found: RunTooLarge) -> None:
+        """The record would have grown a run beyond a limit: it is refused, and the run ends."""
+        if body["start"] is not None:  # a worker has the task: that much did happen
+            try:
+                workflow_task.begin_handed_out(ctx, body["namespace_id"], body["workflow_id"], body["start"])
+            except RunTooLarge:
+                ctx.go_back()
+        run = ctx.load(run_row(found.run))
+        assert run is not None
+        end_run(ctx, run, Termination(found.reason))
+        refusal = workflow_completed() if body["kind"] in LEFTOVERS else invalid(found.reason)
+        ctx.step.reply = Reply(error=refusal)
+        reject_command(ctx, body, refusal)
+        if body["kind"] == "CROSS_RUN":  # its sender may wait for an answer, and hears that of a closed run
+            ctx.waiting.append(record)
 
     def _set_aside(self, ctx: StepContext, body: Record, turned: set[str], defect: Exception) -> None:
         """A step raised. Its run is quarantined, but not one that only stood in the way of a start."""

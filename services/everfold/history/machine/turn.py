@@ -18,6 +18,7 @@ from everfold.history.machine.events import framed, serialize, set_time
 from everfold.history.machine.outputs import emit_history, emit_task, emit_visibility
 from everfold.history.machine.priorities import merge
 from everfold.history.machine.relations import announce_close
+from everfold.history.machine.run_limits import check_size
 from everfold.history.machine.state import Activity, Run, WorkflowTask
 from everfold.history.machine.step import RunKey, TaskOffer
 from everfold.schemas.topics import ACTIVITY_TASKS, WORKFLOW_TASKS, Topic
@@ -184,9 +185,18 @@ class Turn:
 
     # ---- the end of the step ----------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Writes the run's rows and adds its outputs to the step."""
+    def finish(self, *, bounded: bool = True) -> None:
+        """Writes the run's rows and adds its outputs to the step.
+
+        Args:
+            bounded: whether an open run that is too large is ended instead; not for what changes nothing in it.
+
+        Raises:
+            RunTooLarge: it is.
+        """
         ctx, run = self.ctx, self.run
+        if bounded:
+            check_size(ctx.limits, run, self.events)
         run.transitions += 1
         closing = None if run.running else next((e for e in self.events if e.event_type in events.CLOSING), None)
         if closing is not None:

@@ -15,7 +15,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from everfold.history.machine import events, responses
 from everfold.history.machine.apply import heartbeat_activity, retry_activity, return_activity, start_activity
 from everfold.history.machine.context import NamespaceInfo, StepContext
-from everfold.history.machine.decide.schedule import enforce_limits, schedule_workflow_task
+from everfold.history.machine.decide.schedule import schedule_workflow_task
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
 from everfold.history.machine.rejections import (
@@ -28,6 +28,7 @@ from everfold.history.machine.rejections import (
 from everfold.history.machine.state import Activity, Run
 from everfold.history.machine.step import Reply
 from everfold.history.machine.turn import Turn
+from everfold.kernel.failures import exceeding
 from everfold.kernel.limits import Limits
 from everfold.kernel.retry import backoff_ns
 from everfold.kernel.tokens import ActivityTaskToken, BadTaskToken, decode_activity_task_token
@@ -257,7 +258,6 @@ def _heartbeat(
     turn = Turn(ctx, run)
     heartbeat_activity(activity, ctx.now_ns, serialize(request.details) if request.HasField("details") else None)
     activity.last_worker_identity = request.identity or activity.last_worker_identity
-    enforce_limits(turn)
     turn.finish()
 
 
@@ -281,7 +281,10 @@ def retry(turn: Turn, activity: Activity, failure: failure_pb2.Failure) -> int:
         return _ATTEMPTS_REACHED
     info = failure.application_failure_info
     if failure.HasField("application_failure_info") and info.HasField("next_retry_delay"):
-        wait_ns = max(0, to_ns(info.next_retry_delay))
+        asked_ns = to_ns(info.next_retry_delay)
+        if not asked_ns:  # to a real server no wait is no retry (measured)
+            return _TIMEOUT
+        wait_ns = max(0, asked_ns)
     else:
         numerator, denominator = activity.coefficient
         wait_ns = backoff_ns(
@@ -290,7 +293,7 @@ def retry(turn: Turn, activity: Activity, failure: failure_pb2.Failure) -> int:
     if activity.expires_at_ns and now_ns + wait_ns > activity.expires_at_ns:
         return _TIMEOUT
     turn.void_activity_task(activity)
-    retry_activity(activity, now_ns, now_ns + wait_ns, truncated_failure(failure, turn.ctx.limits))
+    retry_activity(activity, now_ns, now_ns + wait_ns, _kept_failure(failure, turn.ctx.limits))
     return IN_PROGRESS
 
 
@@ -312,18 +315,11 @@ def is_retryable(failure: failure_pb2.Failure, non_retryable_types: list[str]) -
     return True
 
 
-def truncated_failure(failure: failure_pb2.Failure, limits: Limits) -> bytes:
-    """The failure to keep until the next attempt, without its details and stack where it is too large for the state."""
+def _kept_failure(failure: failure_pb2.Failure, limits: Limits) -> bytes:
+    """The failure to keep until the next attempt, cut where it is too large for the state."""
     limit = limits["history.activityFailureSize"]
     data = serialize(failure)
-    if len(data) <= limit:
-        return data
-    short = failure_pb2.Failure(message=failure.message[: limit // 2], source=failure.source)
-    short.server_failure_info.SetInParent()
-    if failure.HasField("application_failure_info"):
-        short.application_failure_info.type = failure.application_failure_info.type[: limit // 8]
-        short.application_failure_info.non_retryable = failure.application_failure_info.non_retryable
-    return serialize(short)
+    return data if len(data) <= limit else serialize(exceeding(failure, limit, non_retryable=False))
 
 
 def record_started(turn: Turn, activity: Activity) -> int:

@@ -50,9 +50,9 @@ def prepare(limits: Limits, run: Run, start: Start, now_ns: int, epoch: int) -> 
     """How the task would start now; None where only the log can tell.
 
     That is: it is not the task that waits; it is a retry or for an update, whose events are not written; the poll comes
-    from another queue than the run's; or what this owner does not see coming may cross the start, since other workflows
-    are expected to send something, or something has come since the task was scheduled, maybe across an earlier start:
-    a start in the log is what gets such a run on.
+    from another queue than the run's; the start would end a run that is too large; or what this owner does not see
+    coming may cross the start, since other workflows are expected to send something, or something has come since the
+    task was scheduled, maybe across an earlier start: a start in the log is what gets such a run on.
 
     Args:
         limits: the settings in force.
@@ -67,6 +67,8 @@ def prepare(limits: Limits, run: Run, start: Start, now_ns: int, epoch: int) -> 
         or run.quarantined
         or not task.written
         or run.next_event_id != task.scheduled_event_id + 1
+        or run.next_event_id > limits["limit.historyCount.error"]
+        or run.history_size_bytes > limits["limit.historySize.error"]
         or run.children
         or run.externals
         or has_admitted(run)

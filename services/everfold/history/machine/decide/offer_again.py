@@ -91,7 +91,7 @@ def _offer(turn: Turn, epoch: int) -> None:
     for activity in _activities(run, epoch):
         turn.void_activity_task(activity)
         turn.offer_activity_task(activity)
-    turn.finish()
+    turn.finish(bounded=False)
 
 
 def offer_afresh(turn: Turn, task: WorkflowTask) -> None:

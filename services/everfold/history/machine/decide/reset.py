@@ -55,13 +55,15 @@ def decide_reset(ctx: StepContext, namespace: NamespaceInfo, message: bytes) -> 
         ctx.step.ignored = True
         return Reply(serialize(ws.ResetWorkflowExecutionResponse(run_id=current.run_id)))
     excluded = _excluded(request)
-    again = list(_events_after(ctx, base, point))
+    chain = _chain(ctx, base)
+    again = list(_events_after(ctx, chain, point))
     run = _rebuild(ctx, base, point, request.request_id)
     base.reset_run_id = run.run_id  # before it ends: the children of a run that was reset live on
     ended = current if current is not None and current.running else None
     if ended is not None:
-        waiting = [history_pb2.HistoryEvent.FromString(data) for data in ended.buffered]
-        again.extend((event, ended is base) for event in waiting)
+        if any(run.run_id == ended.run_id for run in chain):  # else it has nothing to do with the base run
+            waiting = [history_pb2.HistoryEvent.FromString(data) for data in ended.buffered]
+            again.extend((event, ended is base) for event in waiting)
         end_run(ctx, ended, Termination(request.reason, None, RESETTER))
     if ended is not base:
         Turn(ctx, base).finish()
@@ -191,21 +193,25 @@ def _fail_task(turn: Turn, request: ws.ResetWorkflowExecutionRequest, base: Run)
     end_failed_task(run, count=False)
 
 
-def _events_after(ctx: StepContext, base: Run, point: int) -> Iterator[tuple[history_pb2.HistoryEvent, bool]]:
-    """Events from the point on: of the base run (True), and of the runs that continued it (False)."""
-    run: Run | None = base
-    first = point
-    for _ in range(_CHAIN_MAX):
+def _chain(ctx: StepContext, base: Run) -> list[Run]:
+    """The base run and those that continued it: what came in for them came in for it."""
+    found = [base]
+    while found[-1].status == Status.CONTINUED_AS_NEW and len(found) < _CHAIN_MAX:
+        last = found[-1]
+        run = ctx.find(last.namespace_id, last.namespace, last.workflow_id, last.successor_run_id)
         if run is None:
-            return
-        for _, row in list(ctx.rows.scan(*keys.history_range(run.slot, run.run_id, 0, run.next_event_id))):
+            break
+        found.append(run)
+    return found
+
+
+def _events_after(ctx: StepContext, chain: list[Run], point: int) -> Iterator[tuple[history_pb2.HistoryEvent, bool]]:
+    """Events from the point on: of the base run (True), and of the runs that continued it (False)."""
+    for run in chain:
+        for row in _rows(ctx, run, run.next_event_id):
             for event in parse_history(row).events:
-                if event.event_id >= first:
-                    yield event, run is base
-        if run.status != Status.CONTINUED_AS_NEW:
-            return
-        run = ctx.find(run.namespace_id, run.namespace, run.workflow_id, run.successor_run_id)
-        first = 1
+                if run is not chain[0] or event.event_id >= point:
+                    yield event, run is chain[0]
 
 
 def _apply_again(turn: Turn, event: history_pb2.HistoryEvent, of_base: bool, excluded: frozenset[int]) -> None:

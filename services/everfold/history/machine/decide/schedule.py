@@ -11,10 +11,9 @@ from temporalio.api.enums.v1 import failed_cause_pb2, task_queue_pb2
 
 from everfold.history.machine import events
 from everfold.history.machine.apply import schedule_unwritten
-from everfold.history.machine.decide.closing import terminate
 from everfold.history.machine.decide.task_end import fail_workflow_task
 from everfold.history.machine.durations import set_duration
-from everfold.history.machine.state import Run, TaskKind, WorkflowTask
+from everfold.history.machine.state import TaskKind, WorkflowTask
 from everfold.history.machine.turn import Turn
 from everfold.kernel.limits import Limits
 from everfold.kernel.retry import backoff_ns
@@ -35,7 +34,7 @@ def schedule_workflow_task(turn: Turn, *, original_scheduled_at_ns: int = 0, off
         offer: False when the caller starts the task at once.
     """
     run, ctx = turn.run, turn.ctx
-    enforce_limits(turn)
+    _enforce_buffer_limits(turn)
     if not run.running or run.workflow_task is not None or run.first_task_at_ns > ctx.now_ns:
         return
     if run.buffered:
@@ -71,29 +70,16 @@ def schedule_speculative_task(turn: Turn) -> None:
     turn.offer_workflow_task()
 
 
-def enforce_limits(turn: Turn) -> None:
-    """Ends a run whose history or state is too large, and a started task behind which too many events wait."""
+def _enforce_buffer_limits(turn: Turn) -> None:
+    """Fails a started task behind which too many events wait."""
     run, limits = turn.run, turn.ctx.limits
-    if not run.running:
-        return
-    if run.next_event_id - 1 > limits["limit.historyCount.error"]:
-        terminate(turn, "Workflow history count exceeds limit.", None, "history-service")
-    elif run.history_size_bytes > limits["limit.historySize.error"]:
-        terminate(turn, "Workflow history size exceeds limit.", None, "history-service")
-    elif run.row_bytes > (most := limits["limit.mutableStateSize.error"]) and _state_bytes(run) > most:
-        terminate(turn, "Workflow mutable state size exceeds limit.", None, "history-service")
-    elif run.task_started and (
+    if run.task_started and (
         len(run.buffered) > limits["history.maximumBufferedEventsBatch"]
         or sum(map(len, run.buffered)) > limits["history.maximumBufferedEventsSizeInBytes"]
     ):
         fail_workflow_task(
             turn, failed_cause_pb2.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND, None, "history-service"
         )
-
-
-def _state_bytes(run: Run) -> int:
-    """Size of the mutable state before this step. What updates ask for counts elsewhere (maxInFlightUpdatePayloads)."""
-    return run.row_bytes - sum(len(update.request) for update in run.updates.values())
 
 
 def record_scheduled(turn: Turn, timeout_ns: int, attempt: int, at_ns: int) -> WorkflowTask:

@@ -98,6 +98,7 @@ def decide_signal_with_start(ctx: StepContext, namespace: NamespaceInfo, message
         check_signal(ctx, current, request.signal_input.ByteSize())
         turn = Turn(ctx, current)
         record_signal(turn, request, request.signal_input if request.HasField("signal_input") else None)
+        current.first_task_at_ns = 0  # unlike a plain signal, it does not wait for a delayed start (measured)
         schedule_workflow_task(turn)
         turn.finish()
         return _signaled(current, request.request_id, False)
