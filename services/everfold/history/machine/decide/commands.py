@@ -173,7 +173,8 @@ def _request_cancel_activity(
             "ScheduledEventId is not set on RequestCancelActivityTaskCommand.",
         )
     activity = run.activities.get(scheduled_event_id)
-    if activity.cancel_requested_event_id if activity else not _ended_unseen(run, scheduled_event_id):
+    cancellable = _ended_unseen(run, scheduled_event_id) if activity is None else not activity.cancel_requested_event_id
+    if not cancellable:
         raise _illegal(
             "BAD_REQUEST_CANCEL_ACTIVITY_ATTRIBUTES",
             "add-activitytask-cancel-requested-event",
