@@ -285,16 +285,16 @@ class Script:
 
     # ---- workflow tasks ---------------------------------------------------------
 
-    def poll(self, label: str = "", *, sticky: bool = False, patience: float = PATIENCE) -> Any:
+    def poll(self, label: str = "", *, sticky: bool = False, patience: float = PATIENCE, **fields: Any) -> Any:
         """Polls until there is a workflow task; notes it when it has a label."""
-        task = self.poll_once(sticky=sticky, timeout=patience)
+        task = self.poll_once(sticky=sticky, timeout=patience, **fields)
         if not task.task_token:
             raise AssertionError(f"no workflow task within {patience:.0f} s ({label or 'unlabelled'})")
         if label:
             self.note(label, task)
         return task
 
-    def poll_once(self, *, sticky: bool = False, timeout: float = 3.0) -> Any:
+    def poll_once(self, *, sticky: bool = False, timeout: float = 3.0, **fields: Any) -> Any:
         """One long poll; the answer may be empty."""
         queue: dict[str, Any] = {"name": self.queue}
         if sticky:
@@ -304,7 +304,7 @@ class Script:
                 "normal_name": self.queue,
             }
         return self.client.call(
-            "PollWorkflowTaskQueue", namespace=NAMESPACE, task_queue=queue, identity=WORKER, timeout=timeout
+            "PollWorkflowTaskQueue", namespace=NAMESPACE, task_queue=queue, identity=WORKER, timeout=timeout, **fields
         )
 
     def complete(self, task: Any, *commands: command_v1.Command, sticky: float | None = None, **fields: Any) -> Any:

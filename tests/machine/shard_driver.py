@@ -251,11 +251,11 @@ class ShardDriver:
         raise AssertionError(f"no {type_} task is offered")
 
     def poll(
-        self, workflow_id: str = "", *, request_id: str = "", offer: TaskOffer | None = None
+        self, workflow_id: str = "", *, request_id: str = "", offer: TaskOffer | None = None, **fields: Any
     ) -> ws.PollWorkflowTaskQueueResponse:
-        """Takes the offered workflow task as a worker would."""
+        """Takes the offered workflow task as a worker would; `fields` are more of its poll."""
         offer = offer or self.take_offer(workflow_id=workflow_id)
-        poll = ws.PollWorkflowTaskQueueRequest(identity="worker")
+        poll = ws.PollWorkflowTaskQueueRequest(identity="worker", **fields)
         poll.task_queue.name = offer.task_queue
         poll.task_queue.kind = 2 if offer.sticky else 1
         step = self.append(

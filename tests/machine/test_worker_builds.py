@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from shard_driver import ShardDriver, complete_workflow, continue_as_new, fail_workflow, start_timer
+from shard_driver import NAMESPACE_ID, ShardDriver, complete_workflow, continue_as_new, fail_workflow, start_timer
 from temporalio.api.command.v1 import message_pb2 as command_pb2
 from temporalio.api.common.v1 import message_pb2 as common
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
+from everfold.history.machine import reads
 from everfold.history.machine.worker_builds import LIST_BYTES_MAX
 from everfold.schemas import codec
 
@@ -63,6 +64,29 @@ def test_every_build_that_completed_a_task_is_listed(shard: ShardDriver) -> None
         ["unversioned", "unversioned:b1"],
         ["unversioned", "unversioned:b1", "unversioned:b2"],
     ]
+
+
+def started_builds(shard: ShardDriver) -> list[str]:
+    """Of the worker that each WorkflowTaskStarted names; "" for none."""
+    run = shard.fold.run(NAMESPACE_ID, "default", "w", "")
+    assert run is not None
+    all_ = (event.workflow_task_started_event_attributes for event in reads.events_of(shard.fold, run))
+    return [a.worker_version.build_id for a in all_ if a.scheduled_event_id]
+
+
+def test_a_task_is_started_by_the_build_that_polls_and_one_that_is_not_written_by_that_which_completes_it(
+    shard: ShardDriver,
+) -> None:
+    able = {"worker_version_capabilities": {"build_id": "polls"}}
+    shard.start()
+    task = shard.poll(**able)
+    answer = shard.complete(
+        task, force_create_new_workflow_task=True, return_new_workflow_task=True, **build("goes on")
+    )
+    shard.fail_task(answer.workflow_task)
+    shard.complete(shard.poll(**able), **build("completes"))
+    shard.complete(another_task(shard), complete_workflow())
+    assert started_builds(shard) == ["polls", "goes on", "completes", ""]
 
 
 def test_a_worker_without_a_build_is_unversioned(shard: ShardDriver) -> None:

@@ -181,6 +181,19 @@ def worker_builds(s: Script) -> None:
     s.note_description("done")
 
 
+@scenario("worker-builds-started", "which build a started task names: that of the poll, or of the completion")
+def worker_builds_started(s: Script) -> None:
+    able = {"worker_version_capabilities": {"build_id": "polls"}}
+    s.start()
+    going_on = {"force_create_new_workflow_task": True, "return_new_workflow_task": True}
+    answer = s.complete(s.poll("polled", **able), **going_on, **_build("goes on"))
+    s.fail(answer.workflow_task)
+    s.complete(s.poll("a retry", **able), s.activity(priority=_PRIORITY), **_build("completes"))
+    s.note_description("with an activity")
+    s.complete_activity(s.poll_activity())
+    s.complete(s.poll(), s.done())
+
+
 def _build(build_id: str) -> dict[str, Any]:
     return {"worker_version_stamp": {"build_id": build_id}}
 

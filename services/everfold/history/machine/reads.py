@@ -445,6 +445,7 @@ def _fill_activity(out: workflow_pb2.PendingActivityInfo, run: Run, activity: Ac
     set_duration(options.schedule_to_start_timeout, activity.schedule_to_start_ns)
     set_duration(options.start_to_close_timeout, activity.start_to_close_ns)
     set_duration(options.heartbeat_timeout, activity.heartbeat_ns)
+    set_field(options, "priority", activity.priority)
     policy = options.retry_policy
     set_duration(policy.initial_interval, activity.initial_interval_ns)
     set_duration(policy.maximum_interval, activity.maximum_interval_ns)

@@ -19,7 +19,7 @@ from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history.machine import events, responses
 from everfold.history.machine.apply import start_task
-from everfold.history.machine.decide.task_start import fill_started, record_started, suggested_reasons
+from everfold.history.machine.decide.task_start import fill_started, polling_build, record_started, suggested_reasons
 from everfold.history.machine.decide.updates import has_admitted
 from everfold.history.machine.events import serialize, set_time
 from everfold.history.machine.state import Run, WorkflowTask
@@ -84,7 +84,15 @@ def prepare(limits: Limits, run: Run, start: Start, now_ns: int, epoch: int) -> 
     suggest = suggested_reasons(limits, run)
     started = history_pb2.HistoryEvent(event_id=run.next_event_id, event_type=events.TASK_STARTED)
     set_time(started.event_time, now_ns)
-    fill_started(started, task.scheduled_event_id, start["request_id"], poll.identity, run.history_size_bytes, suggest)
+    fill_started(
+        started,
+        task.scheduled_event_id,
+        start["request_id"],
+        poll.identity,
+        run.history_size_bytes,
+        suggest,
+        polling_build(poll),
+    )
     ahead = copy(task)
     start_task(ahead, started.event_id, now_ns, start["request_id"], poll.identity, run.history_size_bytes, suggest)
     response = responses.workflow_task_message(run, ahead)
@@ -135,6 +143,7 @@ def take_up(turn: Turn, start: Start) -> bool:
         run.history_size_bytes,
         handed_out["suggest"],
         handed_out["started_at_ns"],
+        polling_build(poll),
     )
     task.suggest_continue_as_new = handed_out["suggest"]
     return True

@@ -30,7 +30,7 @@ from everfold.history.machine.decide.schedule import (
     schedule_workflow_task,
 )
 from everfold.history.machine.decide.task_end import fail_workflow_task, forget_problems, time_out_workflow_task
-from everfold.history.machine.decide.task_start import begin_task, record_started
+from everfold.history.machine.decide.task_start import begin_task, completing_build, polling_build, record_started
 from everfold.history.machine.decide.updates import abort_sent, handle_message, has_admitted, reject_unprocessed
 from everfold.history.machine.durations import to_ns
 from everfold.history.machine.events import serialize
@@ -87,7 +87,7 @@ def decide_start_task(
         run.sticky_queue = ""
     elif not run.sticky_queue and poll.task_queue.kind == _STICKY:
         raise not_found("rejecting sticky poller because workflow has moved to normal queue")
-    begin_task(turn, request_id, poll.identity)
+    begin_task(turn, request_id, poll.identity, polling_build(poll))
     turn.finish()
     return responses.workflow_task(run, task)
 
@@ -183,7 +183,7 @@ def decide_complete_task(ctx: StepContext, run: Run | None, message: bytes, star
         inline = request.return_new_workflow_task
         schedule_speculative_task(turn)
     if inline:
-        begin_task(turn, INLINE_REQUEST_ID, request.identity)
+        begin_task(turn, INLINE_REQUEST_ID, request.identity, completing_build(request))
     started = run.workflow_task.started_event_id if inline and run.workflow_task is not None else 0
     run.last_completion = [
         token.scheduled_event_id,
@@ -237,7 +237,7 @@ def _discard(turn: Turn, request: ws.RespondWorkflowTaskCompletedRequest) -> Rep
         inline = request.return_new_workflow_task and not forgets
         schedule_speculative_task(turn)
         if inline:
-            begin_task(turn, INLINE_REQUEST_ID, request.identity)
+            begin_task(turn, INLINE_REQUEST_ID, request.identity, completing_build(request))
     elif first and run.execution_at_ns > run.started_at_ns:
         # The update did not wait for the delayed start; that is still to come.
         run.first_task_at_ns = run.execution_at_ns
@@ -284,6 +284,7 @@ def _complete(turn: Turn, task: WorkflowTask, request: ws.RespondWorkflowTaskCom
             task.history_size_bytes,
             task.suggest_continue_as_new,
             task.started_at_ns,
+            completing_build(request),
         )
     event = turn.new(events.TASK_COMPLETED)
     a = event.workflow_task_completed_event_attributes
