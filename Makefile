@@ -10,7 +10,7 @@ SECONDS ?= 300
 PROGRAMS ?= 300
 SEED ?=
 
-.PHONY: setup check test sim integration crash damage bursts generated mutations memory attacks bench bench-check demo docs clean help
+.PHONY: setup check test sim integration crash damage brokers bursts generated mutations memory attacks bench bench-check demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ crash: $(READY) ## kill -9 in full: 20 rounds of the servers, 3 of the broker, 3
 
 damage: $(READY) ## damaged logs, stores and records, in full
 	EVERFOLD_DAMAGE=full $(BIN)/pytest tests/damage -s
+
+brokers: $(READY) ## three real brokers in full: each of them dies, hangs for long and shortly, and two die
+	EVERFOLD_BROKERS_FULL=1 $(BIN)/pytest tests/brokers -s
 
 bursts: $(READY) ## up to 50,000 commands at once, on 1 and 4 shards, with and without kill -9
 	EVERFOLD_BURSTS=full $(BIN)/pytest tests/bursts -s

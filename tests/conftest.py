@@ -16,6 +16,7 @@ ALONE = frozenset(
     (
         "attacks",
         "broker",
+        "brokers",
         "bursts",
         "cli",
         "compose",

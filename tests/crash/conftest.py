@@ -12,8 +12,8 @@ import pytest
 
 from crash.load import Load, worker_command
 from support.metrics import sample
-from support.raw import RawClient, RpcError
-from support.servers import LOOPBACK, Process, Server, everfold_command, everfold_server, free_port, logs_kept
+from support.servers import LOOPBACK, Process, Server, everfold_server, free_port, logs_kept
+from support.services import Services
 
 BROKER_HOST = Path(__file__).parent / "broker_host.py"
 TASK_QUEUE = "crash"
@@ -93,84 +93,19 @@ def stand(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stand]:
             stand.stop()
 
 
-class Cluster:
-    """Two processes of each service on one broker.
-
-    Attributes:
-        services: by name, e.g. "history-1".
-        addresses: of the frontends.
-    """
-
-    ROLES = ("history", "matching", "frontend", "worker")
+class Cluster(Services):
+    """Two processes of each service on one broker."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
         self.broker = Broker(directory)
-        self.services: dict[str, Process] = {}
-        self.addresses: list[str] = []
-        visibility = f"sqlite:///{directory / 'visibility.db'}"
-        common = ["--kafka", self.broker.bootstrap, "--single-broker"]
-        for role in self.ROLES:
-            for number in (1, 2):
-                name = f"{role}-{number}"
-                arguments = [*common, "--data-dir", str(directory / name), "--name", name]
-                if role in ("frontend", "worker"):
-                    arguments += ["--visibility-url", visibility]
-                log = directory / f"{name}.log"
-                if role == "frontend":
-                    port = free_port()
-                    address = f"{LOOPBACK}:{port}"
-                    command = [*everfold_command(), role, "--ip", LOOPBACK, "--port", str(port), *arguments]
-                    self.services[name] = Server(name, address, command, log)
-                    self.addresses.append(address)
-                else:
-                    self.services[name] = Process(name, [*everfold_command(), role, *arguments], log)
+        super().__init__(directory, ["--kafka", self.broker.bootstrap, "--single-broker"], each=2)
 
     def start(self) -> None:
         self.broker.start()
-        topics = Process(
-            "topics",
-            [*everfold_command(), "topics", "apply", "--kafka", self.broker.bootstrap, "--single-broker"],
-            self.directory / "topics.log",
-        )
-        topics.start()
-        deadline = time.monotonic() + 60
-        while topics.running:
-            assert time.monotonic() < deadline, topics.tail()
-            time.sleep(0.1)
-        for service in self.services.values():
-            service.start_only() if isinstance(service, Server) else service.start()
-        self._make_namespace()
-        for service in self.services.values():
-            if isinstance(service, Server):
-                service.wait_ready(120)
-
-    def _make_namespace(self) -> None:
-        """Only start-dev makes `default` by itself; a cluster is given its namespaces."""
-        client = RawClient(self.addresses[0])
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                retention = {"seconds": 24 * 3600}
-                client.call(
-                    "RegisterNamespace",
-                    namespace="default",
-                    workflow_execution_retention_period=retention,
-                    timeout=5,
-                )
-                break
-            except RpcError as error:
-                if error.code == "ALREADY_EXISTS":
-                    break
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        client.close()
+        super().start()
 
     def stop(self) -> None:
-        for service in reversed(self.services.values()):
-            if service.running:
-                service.kill()
+        super().stop()
         if self.broker.running:
             self.broker.stop()
 

@@ -1,4 +1,4 @@
-"""Returns once every shard and every task partition served a workflow: `python probe.py ADDRESS...`.
+"""Returns once every shard and every task partition served a workflow.
 
 Sixteen workflows with random ids reach all four shards but for one time in a hundred, and eight task queues all task
 partitions; each has one workflow task, answered by a scripted worker that keeps trying.
@@ -7,13 +7,9 @@ partitions; each has one workflow task, answered by a scripted worker that keeps
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 import time
 import uuid
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from differential.script import NAMESPACE, Script
 from support.raw import RawClient, RpcError
@@ -21,8 +17,20 @@ from support.raw import RawClient, RpcError
 WORKFLOWS, QUEUES, SECONDS_MAX = 24, 8, 60.0
 
 
-def main(addresses: list[str]) -> int:
-    """0 when all completed in time."""
+def require_served(addresses: list[str], after: str, *, poll_s: float = 4.0) -> None:
+    """Returns once everything serves through these frontends.
+
+    Args:
+        addresses: of the frontends.
+        after: what happened before, for the error's text.
+        poll_s: how long a poll may take. A task that meets a poll's end is lost, and comes again ten seconds later.
+    """
+    left = unserved(addresses, poll_s)
+    assert not left, f"after {after}: {left} of {WORKFLOWS} workflows did not complete"
+
+
+def unserved(addresses: list[str], poll_s: float) -> int:
+    """How many workflows did not complete in time: usually none, as soon as all have."""
     deadline = time.monotonic() + SECONDS_MAX
     nonce = uuid.uuid4().hex[:8]
     turns = itertools.cycle(addresses)
@@ -36,17 +44,11 @@ def main(addresses: list[str]) -> int:
             _keep_trying(deadline, lambda workflow_id=workflow_id: _start(client, workflow_id, queue))
         done: set[str] = set()
         while len(done) < count and time.monotonic() < deadline:
-            task = _keep_trying(deadline, lambda: _poll(client, queue))
+            task = _keep_trying(deadline, lambda: _poll(client, queue, poll_s))
             if task is None or not task.task_token:
                 continue
             try:
-                client.call(
-                    "RespondWorkflowTaskCompleted",
-                    namespace=NAMESPACE,
-                    task_token=task.task_token,
-                    commands=[Script.done()],
-                    timeout=3,
-                )
+                _keep_trying(deadline, lambda token=task.task_token: _complete(client, token))
             except RpcError:
                 continue  # it comes again, when its time is up
             done.add(task.workflow_execution.workflow_id)
@@ -61,8 +63,7 @@ def main(addresses: list[str]) -> int:
         thread.start()
     for thread in threads:
         thread.join()
-    print(f"{left[0]} of {WORKFLOWS} did not complete")
-    return 1 if left[0] else 0
+    return left[0]
 
 
 def _start(client: RawClient, workflow_id: str, queue: str) -> object:
@@ -77,8 +78,15 @@ def _start(client: RawClient, workflow_id: str, queue: str) -> object:
     )
 
 
-def _poll(client: RawClient, queue: str) -> object:
-    return client.call("PollWorkflowTaskQueue", namespace=NAMESPACE, task_queue={"name": queue}, timeout=4)
+def _poll(client: RawClient, queue: str, seconds: float) -> object:
+    return client.call("PollWorkflowTaskQueue", namespace=NAMESPACE, task_queue={"name": queue}, timeout=seconds)
+
+
+def _complete(client: RawClient, token: bytes) -> object:
+    commands = [Script.done()]
+    return client.call(
+        "RespondWorkflowTaskCompleted", namespace=NAMESPACE, task_token=token, commands=commands, timeout=3
+    )
 
 
 def _keep_trying(deadline: float, call):  # type: ignore[no-untyped-def]
@@ -90,7 +98,3 @@ def _keep_trying(deadline: float, call):  # type: ignore[no-untyped-def]
                 raise
             time.sleep(0.05)
     return None
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -13,6 +13,7 @@ import pytest
 
 from crash.conftest import TASK_QUEUE, Cluster
 from crash.load import Load, worker_command
+from crash.probe import require_served
 from support.servers import Process, Server
 
 pytestmark = [pytest.mark.integration, pytest.mark.broker, pytest.mark.slow]
@@ -20,7 +21,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.broker, pytest.mark.slow]
 PROGRAMS = Path(__file__).parents[1] / "conformance" / "python" / "programs.py"
 SERVING_AGAIN_SECONDS_MAX = 15.0
 UP_SECONDS_MAX = 60.0
-PROBE_SECONDS_MAX = 60.0
 
 
 @pytest.mark.timeout(600)
@@ -52,7 +52,7 @@ def test_any_one_process_of_two_of_each_service_may_die_under_load(
         for name, service in cluster.services.items():
             killed_at = time.monotonic()
             service.kill()
-            _every_shard_and_queue_serves(cluster, name)
+            require_served(_frontends_without(cluster, name), f"the kill of {name}")
             took[name] = time.monotonic() - killed_at
             with capsys.disabled():
                 print(f"\nkill -9 of {name}: everything serves again after {took[name]:.1f} s", end="", flush=True)
@@ -82,17 +82,7 @@ def _times_up(service: Process) -> int:
     return text.count('"event": "serves"') + text.count('"event": "partitions"')
 
 
-def _every_shard_and_queue_serves(cluster: Cluster, killed: str) -> None:
-    """Workflows on many shards, with tasks on many queues, all of them complete: through the frontends that live."""
-    alive = [
+def _frontends_without(cluster: Cluster, killed: str) -> list[str]:
+    return [
         service.address for name, service in cluster.services.items() if isinstance(service, Server) and name != killed
     ]
-    probe = Path(__file__).parent / "probe.py"
-    done = subprocess.run(
-        [sys.executable, str(probe), *alive],
-        capture_output=True,
-        text=True,
-        timeout=PROBE_SECONDS_MAX + 30,
-        check=False,
-    )
-    assert done.returncode == 0, f"after the kill of {killed}:\n{done.stdout}{done.stderr}"
