@@ -427,7 +427,7 @@ def test_garbage_on_the_log_is_counted_and_told_once_a_batch_and_the_shard_serve
     world.run(SECOND_NS)
     assert owner.lost is None
     assert owner.metrics.of["records_set_aside"] == count
-    told = [line for line in capsys.readouterr().out.splitlines() if "no Everfold wrote" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "are set aside" in line]
     assert 1 <= len(told) <= 1 + count // 50
     assert f"records={count}" in told[0] or count == 1000
     started(world, owner)

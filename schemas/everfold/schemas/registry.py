@@ -41,6 +41,7 @@ ENGINE_RECORDS: Final = (
     "ShardPosition",
     "RejectedCommand",
     "DeadLetter",
+    "Intervention",
 )
 PUBLIC_RECORDS: Final = ("Command", "HistoryEvent")
 RECORDS: Final = ENGINE_RECORDS + PUBLIC_RECORDS

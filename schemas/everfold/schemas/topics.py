@@ -107,6 +107,9 @@ WORKFLOW_TASKS: Final = Topic("workflow-tasks", TASKS, "WorkflowTask", (HISTORY_
 ACTIVITY_TASKS: Final = Topic("activity-tasks", TASKS, "ActivityTask", (HISTORY_OWNERS,), (MATCHING,), _TASKS)
 VISIBILITY: Final = Topic("visibility", SHARDS, "VisibilityRecord", (HISTORY_OWNERS,), (WORKER,), _BY_TIME)
 DEAD_LETTERS: Final = Topic("dead-letters", 1, "DeadLetter", (WORKER,), (OPERATORS,), _BY_TIME)
+INTERVENTIONS: Final = Topic(
+    "interventions", 1, "Intervention", (OPERATORS,), (HISTORY_OWNERS,), _COMPACTED, note="whole, before a fold"
+)
 NAMESPACES: Final = Topic("namespaces", 1, "Namespace", (HISTORY_OWNERS,), _SERVICES, _COMPACTED, note="by shard 0")
 CLUSTER: Final = Topic(
     "cluster",
@@ -129,6 +132,7 @@ TOPICS: Final = (
     ACTIVITY_TASKS,
     VISIBILITY,
     DEAD_LETTERS,
+    INTERVENTIONS,
     NAMESPACES,
     CLUSTER,
 )

@@ -221,6 +221,23 @@ def shard_repair(loaded: Loaded, number: int, keep_log: bool, keep_store: bool) 
     _run(loaded, lambda: repair.repair(topics.kafka_settings(loaded.settings), number, keep_log=keep_log))
 
 
+@shard.command("skip", cls=SectionedCommand)
+@click.argument("number", type=click.IntRange(min=0))
+@click.option("--offset", required=True, type=click.IntRange(min=0), help="Offset at which the shard stands still.")
+@click.option("--reason", required=True, help="Why, for those who read it later.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@settings_flags("kafka")
+def shard_skip(loaded: Loaded, number: int, offset: int, reason: str, yes: bool) -> None:
+    """Pass over what nobody can read in the log of shard NUMBER.
+
+    A batch whose checksum is broken, or offsets that are gone, hold a shard up: its log line says where. Look for a
+    replica or a backup that is whole first. What is skipped is lost to every fold of the shard, for good.
+    """
+    from everfold.cli.skip import skip
+
+    _run(loaded, lambda: skip(loaded.settings, number, offset, reason, lambda text: yes or click.confirm(text)))
+
+
 @everfold.group()
 def setup() -> None:
     """Fetch what is needed once."""

@@ -34,7 +34,9 @@ from everfold.history.giving_up import (
     decisive,
 )
 from everfold.history.ingress import Ingress
+from everfold.history.interventions import read_skips
 from everfold.history.keeping import StoreKeeper, measure_set_aside
+from everfold.history.log_holes import LogHoles, look_at
 from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.step import TaskOffer
 from everfold.history.ports import Identity, Matching, Metrics, Namespaces, NoMetrics, ShellLimits
@@ -330,10 +332,10 @@ class HistoryServer:
     def on_log_trouble(self, trouble: PartitionTrouble) -> None:
         """A partition of the log cannot be read on."""
         tenure = self._tenures.get(trouble.partition)
-        if tenure is None:
+        if tenure is None or tenure.holes is None:
             return
-        if trouble.position_lost:
-            tenure.log_lost(trouble.text)
+        if trouble.position_lost or trouble.unreadable:
+            tenure.holes.look(trouble.text if trouble.position_lost else "")
         else:
             log.warning("shard log", shard=trouble.partition, error=trouble.text)
 
@@ -421,6 +423,8 @@ class HistoryServer:
             self.metrics.gauge("shard_lag_records", lag, shard=label)
             self._standstill.look(SHARD_LOG.name, number, meta.applied_offset, lag, why + shard.waits_for, now_s)
             tenure = self._tenures.get(number)
+            if tenure is not None and tenure.holes is not None:
+                tenure.holes.look_if_still(self._ends.get((self.log_topic, number), 0))
             ingress = None if tenure is None else tenure.ingress
             next_offset = meta.commands_offset + 1 if ingress is None else ingress.next_offset
             lag = max(self._ends.get((self.commands_topic, number), 0) - next_offset, 0)
@@ -461,6 +465,7 @@ class _Tenure:
         self._keeper = StoreKeeper(number, config.data_dir, config.cluster_id, server.metrics, self._store_corrupt)
         self._held: HeldShard | None = None
         self.ingress: Ingress | None = None
+        self.holes: LogHoles | None = None
         self._own_consumer: LogConsumer | None = None
         self._task: asyncio.Task[None] | None = None
         self._log_facts = LogFacts()
@@ -534,6 +539,9 @@ class _Tenure:
         topic_id = await server.log_topic_id()
         store = await self._keeper.open(server.memory, topic_id)
         self._log_facts = LogFacts(known, topic_id, store.topic_id)
+        read = partial(read_skips, server.kafka, server.end_offsets, self.number)
+        look = partial(look_at, server.kafka, server.log_topic, self.number)
+        skips = await read()
         if self._over.is_set():
             return
         cache_bytes, cache_runs = server.run_cache_share()
@@ -555,6 +563,7 @@ class _Tenure:
             skew=server.skew,
             log_facts=self._log_facts,
         )
+        self.holes = LogHoles(shard, look, skips, read, self._read_on, self.log_lost, server.in_background)
         self._held = HeldShard(shard, server.reads)
         server.shards[self.number] = self._held
         offset, epoch = shard.resume_position()
@@ -573,6 +582,7 @@ class _Tenure:
             await self._own_consumer.start()
         (self._own_consumer or server.log_consumer).assign(server.log_topic, self.number, offset, epoch)
         shard.start()
+        self.holes.look_if_still(end)  # remembers where it begins: the next one may find that it still stands there
 
     async def _release(self) -> None:
         """Nothing of the shard stays: neither consumers nor an open store, which is set aside if need be."""
@@ -581,7 +591,7 @@ class _Tenure:
         server.announce()
         server.log_consumer.unassign(server.log_topic, self.number)
         server.commands_consumer.unassign(server.commands_topic, self.number)
-        self.ingress = None
+        self.ingress = self.holes = None
         if self._held is not None:
             self._held.shard.close()
             self._held = None
@@ -683,8 +693,8 @@ class _Tenure:
 
     def on_log(self, messages: list[Message]) -> None:
         """Records of the shard's log, from the consumer that all shards share."""
-        if self._held is not None:
-            self._held.shard.on_records([log_record(message) for message in messages])
+        if self._held is not None and self.holes is not None:
+            self._held.shard.on_records(self.holes.unbroken([log_record(message) for message in messages]))
 
     def _on_own(self, messages: list[Message]) -> None:
         if self._own_consumer is not None:
@@ -697,10 +707,18 @@ class _Tenure:
             return
         consumer, self._own_consumer = self._own_consumer, None
         consumer.unassign(server.log_topic, self.number)
-        server.log_consumer.assign(server.log_topic, self.number, *self._held.shard.resume_position())
-        if self._paused_by_shard:
-            server.log_consumer.pause(server.log_topic, self.number)
+        self._read_on()
         server.in_background(consumer.stop())
+
+    def _read_on(self) -> None:
+        """Read from the shard's position again."""
+        if self._held is None:
+            return
+        topic, consumer = self._server.log_topic, self._own_consumer or self._server.log_consumer
+        consumer.unassign(topic, self.number)
+        consumer.assign(topic, self.number, *self._held.shard.resume_position())
+        if self._paused_by_shard:
+            consumer.pause(topic, self.number)
 
     def _switch(self, pause: bool) -> None:
         self._paused_by_shard = pause

@@ -301,7 +301,7 @@ class Shard:
         if found:
             self._metrics.count("records_set_aside", len(found), shard=self._label)
             log.error(
-                "on the shard log is what no Everfold wrote; it is set aside",
+                "records of the shard log are set aside",
                 shard=self.shard,
                 records=len(found),
                 first_offset=found[0][0],

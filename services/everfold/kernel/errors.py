@@ -6,6 +6,7 @@
     GarbageRecord          what is on the shard log was not written by an Everfold: it is set aside
     ShardLost              this process must give the shard up (another host may do better)
       LogGap               the next record is not the one after the last applied
+      LogDamaged           Kafka has the next offset, and cannot give it, or has it no more
       LogTruncated         the log no longer holds what the store says was applied
       UnknownFeatureLevel  the log was raised to a level that this build does not know
 
@@ -97,6 +98,10 @@ a better store. It gives the shard up, and is no verdict on a run."""
 
 class LogGap(ShardLost):
     """A record arrived whose offset is not the one after the last applied."""
+
+
+class LogDamaged(ShardLost):
+    """What the log has next cannot be read: a checksum is broken, or offsets are missing."""
 
 
 class LogTruncated(ShardLost):

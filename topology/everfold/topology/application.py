@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from faust.worker import Worker as FaustWorker
 from everfold.runtime import metrics
 from everfold.runtime.datadir import OWNER_ALONE
 from everfold.runtime.kafka import KafkaSettings, KafkaUnavailable, known_offset
+from everfold.runtime.kafka.security import security_of
 from everfold.runtime.kafka.settings import LEADERS_SECONDS_MAX, REQUEST_SECONDS_MAX
 from everfold.schemas.topics import full_name
 from everfold.topology.dead_letters import DeadLetterBox
@@ -301,27 +301,14 @@ def credentials(properties: Mapping[str, str]) -> CredentialsT | None:
     Raises:
         ValueError: a property that has no counterpart here.
     """
-    protocol = properties.get("security.protocol", "plaintext").lower()
-    context: ssl.SSLContext | None = None
-    if protocol in ("ssl", "sasl_ssl"):
-        context = ssl.create_default_context(cafile=properties.get("ssl.ca.location") or None)
-        if certificate := properties.get("ssl.certificate.location"):
-            context.load_cert_chain(certificate, properties.get("ssl.key.location"), properties.get("ssl.key.password"))
-    if protocol in ("sasl_plaintext", "sasl_ssl"):
-        mechanism = (properties.get("sasl.mechanism") or properties.get("sasl.mechanisms") or "").upper()
-        if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-            raise ValueError(
-                f"kafka.properties: the topology knows sasl.mechanism PLAIN and SCRAM-SHA-256/512, not {mechanism!r}"
-            )
+    security = security_of(properties)
+    if security.mechanism:
         return faust.SASLCredentials(
-            username=properties.get("sasl.username", ""),
-            password=properties.get("sasl.password", ""),
-            mechanism=mechanism,
-            ssl_context=context,
+            username=security.username,
+            password=security.password,
+            mechanism=security.mechanism,
+            ssl_context=security.context,
         )
-    if protocol == "ssl":
-        assert context is not None
-        return faust.SSLCredentials(context)
-    if protocol != "plaintext":
-        raise ValueError(f"kafka.properties: unknown security.protocol {protocol!r}")
+    if security.context is not None:
+        return faust.SSLCredentials(security.context)
     return None

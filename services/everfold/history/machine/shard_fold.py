@@ -59,12 +59,16 @@ CLOCK_LEAD_MAX_NS: Final = SECOND_NS
 
 
 class LogRecord(NamedTuple):
-    """One consumed record of the shard log."""
+    """One consumed record of the shard log, or what is at its place: a transaction's marker, or something that an
+    operator has decided to skip, with the reason.
+    """
 
     value: bytes
     offset: int
     epoch: int
     timestamp_ms: int
+    marker: bool = False
+    skipped: str = ""
 
 
 Record = dict[str, Any]
@@ -114,7 +118,12 @@ class ShardFold:
         """
         self._check_position(record)
         self._touched = True
+        if record.marker:
+            self._advance(record, self.meta.clock_ns)
+            return Step()
         try:
+            if record.skipped:
+                raise GarbageRecord(f"skipped by an operator: {record.skipped}")
             body = garbage.read_record(record.value, self.meta.feature_level)
         except GarbageRecord as found:
             # Its stamp counts for nothing: it says no proposer's clock, by which the broker's could be checked.

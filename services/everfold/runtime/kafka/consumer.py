@@ -46,12 +46,15 @@ class PartitionTrouble(NamedTuple):
         partition: number.
         position_lost: the position is not in the log (trimmed, or the tail was lost): reading has stopped.
         text: librdkafka's words.
+        unreadable: what is at the position cannot be read: a broken checksum, or a broker that stumbles over it.
+            librdkafka tries it again for ever, or goes on behind it.
     """
 
     topic: str
     partition: int
     position_lost: bool
     text: str
+    unreadable: bool = False
 
 
 class _Order(NamedTuple):
@@ -305,7 +308,7 @@ class LogConsumer:
                     KafkaError.OFFSET_OUT_OF_RANGE,
                     KafkaError._LOG_TRUNCATION,
                 )
-                self._report(PartitionTrouble(topic, partition, lost, error.str()))
+                self._report(PartitionTrouble(topic, partition, lost, error.str(), error.code() in _UNREADABLE))
 
     def _report(self, trouble: PartitionTrouble) -> None:
         if (trouble.topic, trouble.partition) not in self._assigned:
@@ -318,3 +321,12 @@ class LogConsumer:
     def _on_error(self, error: KafkaError) -> None:
         # In the thread or on the loop, from within poll; connections come and go, and librdkafka sees to them.
         log.debug("kafka", consumer=self._name, error=error.str())
+
+
+_UNREADABLE: Final = (
+    KafkaError._BAD_MSG,
+    KafkaError._BAD_COMPRESSION,
+    KafkaError._NOT_IMPLEMENTED,  # a magic byte that is none
+    KafkaError.INVALID_MSG,
+)
+"""What librdkafka says of a batch with a broken checksum or header, and what a broker says that cannot read its own."""
