@@ -94,8 +94,11 @@ class Consumer(driver.Consumer):
     async def perform_seek(self) -> None:
         """Goes to where reading has to start: the processors' own positions, else the group's commit.
 
-        Tries again for as long as Kafka does not answer: heartbeats go on meanwhile, in a task of their own.
+        Tries again for as long as Kafka does not answer: heartbeats go on meanwhile, in a task of their own. But nobody
+        looks for the group's coordinator before this has returned, so nothing that is tried again may ask for that.
         """
+        if any(tp.topic not in self._application.batched for tp in self.assignment()):
+            await super().perform_seek()
         while True:
             try:
                 await self._seek_to_starts()
@@ -108,7 +111,6 @@ class Consumer(driver.Consumer):
                 raise
 
     async def _seek_to_starts(self) -> None:
-        await super().perform_seek()
         assigned = {TP(*tp) for tp in self.assignment()}
         starts = await self._application.open_partitions(assigned)
         if starts:

@@ -31,7 +31,7 @@ def run(app: TopologyApp) -> int:
     die_with_parent()
     give_way()  # to the services, for whose work workflows wait
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    for name in ("aiokafka.client", "aiokafka.consumer.fetcher", "aiokafka.consumer.group_coordinator"):
+    for name in ("aiokafka", "aiokafka.consumer.fetcher", "aiokafka.consumer.group_coordinator"):
         logging.getLogger(name).addFilter(_Calm())
     # Faust is not to touch the logs: the process has configured them.
     worker = Worker(app, redirect_stdouts=False, override_logging=False, quiet=True)
