@@ -514,6 +514,21 @@ def test_a_start_that_fails_does_not_set_aside_the_run_in_its_way(
     shard.signal("fine")
 
 
+def test_a_parent_hears_of_a_child_whose_start_raises(shard: ShardDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no run to be set aside, and nobody would ever have answered."""
+    shard.start("parent")
+    shard.complete(shard.poll("parent"), start_child("child"))
+    monkeypatch.setattr(cross_run, "make_room", None)
+    shard.deliver()
+    assert "StartChildWorkflowFailed" in shard.history("parent")
+
+
+@pytest.mark.parametrize("kind", ["Signal", "Cancel", "ParentClosed"])
+def test_a_message_that_does_not_even_say_whose_it_is_stops_nobody(shard: ShardDriver, kind: str) -> None:
+    shard.append("CROSS_RUN", {"message_kind": kind, "message": msgpack.packb({"from": 1})}, workflow_id="nobody")
+    shard.start()
+
+
 def test_a_namespace_that_a_failed_message_told_is_told_again(
     shard: ShardDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

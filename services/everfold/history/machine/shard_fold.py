@@ -293,7 +293,19 @@ class ShardFold:
             run = None
         key = RunKey(body["namespace_id"], body["workflow_id"], body["run_id"] if run is None else run.run_id)
         quarantine.set_aside(ctx, key, run, body["kind"], defect)
+        if run is None and body["kind"] == "CROSS_RUN":
+            self._refuse_message(ctx, body["body"])
         reject_command(ctx, body, StatusError(Code.INTERNAL, "Everfold has met a defect; see the server's log"))
+
+    def _refuse_message(self, ctx: StepContext, message: Record) -> None:
+        """Tells the sender, if the message says who that is; it may be what was wrong with it."""
+        mark = ctx.mark()
+        try:
+            cross_run.refuse(ctx, message["message_kind"], message["message"])
+        except PROCESS_TROUBLE:
+            raise
+        except Exception:
+            ctx.go_back(mark)
 
     def _decide(self, ctx: StepContext, kind: str, body: Record) -> Reply:
         by_run = BY_RUN.get(kind)

@@ -88,6 +88,19 @@ def message_of(kind: str, data: bytes) -> Message:
     return message
 
 
+def refuse(ctx: StepContext, kind: str, data: bytes) -> None:
+    """Answers a message over which the machine has stumbled, and for which there is no run to be set aside: its sender
+    would wait for ever.
+    """
+    message = message_of(kind, data)
+    if kind in _ANSWERED:
+        _answer(ctx, message, _NOT_FOUND)
+    elif kind == "StartChild":
+        namespace_id, namespace, workflow_id, run_id, initiated = message["from"]
+        answer = {"initiated": initiated, "failed": _NOT_FOUND}
+        send(ctx, namespace, namespace_id, workflow_id, run_id, "ChildAnswered", answer)
+
+
 # ---- children, seen by the child ------------------------------------------------------------------------------------
 
 
