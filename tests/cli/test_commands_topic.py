@@ -146,7 +146,7 @@ def test_a_record_that_is_nonsense_is_told_on_commands_rejected_and_stops_nothin
     producer = Producer({"bootstrap.servers": bootstrap})
     offsets: list[int] = []
     producer.produce(
-        "everfold.commands", key=b"whatever", value=NONSENSE, partition=partition,
+        "everfold.commands", key=b"whatever", value=NONSENSE, partition=partition, headers=[("trace", b"t-1")],
         on_delivery=lambda _error, sent: offsets.append(sent.offset() or 0),
     )  # fmt: skip
     assert producer.flush(30) == 0
@@ -161,6 +161,8 @@ def test_a_record_that_is_nonsense_is_told_on_commands_rejected_and_stops_nothin
     assert rejected["sample"] == NONSENSE
     assert rejected["sha256"] == hashlib.sha256(NONSENSE).digest()
     assert rejected["key"] == b"whatever"
+    assert rejected["topic"] == "everfold.commands"
+    assert rejected["headers"] == [{"name": "trace", "value": b"t-1"}]
 
 
 def test_a_command_that_is_asked_twice_is_no_rejection(server: Server, bootstrap: str) -> None:
@@ -170,4 +172,6 @@ def test_a_command_that_is_asked_twice_is_no_rejection(server: Server, bootstrap
     start(bootstrap, "order-3", "another start")
     found = rejections(bootstrap, before + 1)[before:]
     assert [rejected["code"] for rejected in found] == [6], "the third, which is a start of its own"
+    assert [found[0][name] for name in ("request_id", "workflow_id")] == ["another start", "order-3"]
+    assert found[0]["key"] == b"default/order-3"
     assert len(of_type(history(server, "order-3", "STARTED"), "WORKFLOW_EXECUTION_STARTED")) == 1

@@ -199,6 +199,30 @@ def test_a_bad_record_is_rejected_with_its_place_and_the_shard_goes_on(
     assert status(owner) is not None
 
 
+@pytest.mark.parametrize(
+    ("value", "ids"),
+    [
+        (command("SignalWorkflow", "nobody", request_id="r-1"), ("c", "r-1", "default", "nobody")),
+        (command("StartWorkflow", request_id="r-2", task_queue=""), ("c", "r-2", "default", "w")),
+        (command("StartWorkflow", namespace="nowhere"), ("c", "", "nowhere", "w")),
+        (b"nonsense", ("", "", "", "")),
+    ],
+    ids=["by the fold", "an essential is missing", "no such namespace", "nonsense"],
+)
+def test_a_rejection_says_whose_record_it_was(world: World, value: bytes, ids: tuple[str, ...]) -> None:
+    owner = Owner(world).take()
+    owner.open_ingress()
+    headers = [("trace", b"t-1"), ("Authorization", b"Bearer secret"), ("large", b"x" * 20_000), ("behind", b"")]
+    world.append(COMMANDS.name, 0, b"the producer's key", value, headers)
+    world.run(5 * SECOND_NS)
+    (rejected,) = world.records(COMMANDS_REJECTED.name)
+    assert rejected["topic"] == "test.commands"
+    assert tuple(rejected[name] for name in ("command_id", "request_id", "namespace", "workflow_id")) == ids
+    assert rejected["headers"] == [{"name": "trace", "value": b"t-1"}]
+    assert [stored.key for stored in world.logs[COMMANDS_REJECTED.name, 0]] == [b"the producer's key"]
+    assert b"secret" not in b"".join(stored.value or b"" for stored in world.logs[SHARD_LOG.name, 0])
+
+
 def test_a_rejection_by_the_machine_is_told_too(world: World) -> None:
     owner = Owner(world).take()
     owner.open_ingress()

@@ -369,7 +369,7 @@ class Owner:
 
     def open_ingress(self) -> Ingress:
         flow = Flow()
-        self.ingress = Ingress(self.shard, flow, self.namespaces, self.shard_count)
+        self.ingress = Ingress(self.shard, flow, self.namespaces, self.shard_count, topic="test.commands")
         offset, _ = self.ingress.resume_position()
         flow.reader = Reader(self.world, COMMANDS.name, self.shard_number, offset, self.ingress.on_commands, self.batch)
         self.commands = flow.reader

@@ -23,6 +23,7 @@ FIRE_TIMER: dict[str, Any] = {
     "facts": {},
     "body": {"due_at_ns": 5},
     "start": None,
+    "command": None,
 }
 
 

@@ -21,7 +21,6 @@ round.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
@@ -30,7 +29,7 @@ import structlog
 from google.protobuf.message import Message
 
 from everfold.history.chains import Chains, Entry
-from everfold.history.machine.rejected_commands import COMMAND_BYTES, COMMAND_SHA256
+from everfold.history.command_source import NO_IDS, CommandIds, source_of
 from everfold.history.machine.step import Step
 from everfold.history.ports import Cancellable, Headers, Metrics, Namespaces, NoMetrics, ProducerFull
 from everfold.history.shard import Shard
@@ -81,6 +80,7 @@ class Accepted(NamedTuple):
         namespace: by name.
         request: the RPC's.
         trace: trace context.
+        ids: what its producer called it.
     """
 
     kind: str
@@ -89,6 +89,7 @@ class Accepted(NamedTuple):
     run_id: str
     request: Message
     trace: dict[str, str]
+    ids: CommandIds
 
 
 class _Limits:
@@ -106,12 +107,14 @@ class BadCommand(Exception):
     Attributes:
         reason: in words for its producer.
         code: the gRPC status code that an RPC would have got.
+        ids: what its producer called it, as far as it could be read.
     """
 
-    def __init__(self, reason: str, code: int = Code.INVALID_ARGUMENT) -> None:
+    def __init__(self, reason: str, code: int = Code.INVALID_ARGUMENT, ids: CommandIds = NO_IDS) -> None:
         super().__init__(reason)
         self.reason = reason
         self.code = code
+        self.ids = ids
 
 
 Translate = Callable[[bytes, Place], Accepted]
@@ -124,21 +127,19 @@ def translate_command(value: bytes, place: Place) -> Accepted:
     Raises:
         BadCommand: it is not Avro, of an unknown schema, or asks for nothing that exists.
     """
+    ids = NO_IDS
     try:
-        command = translate(decode_command(value), place)
+        decoded = decode_command(value)
+        ids = CommandIds.of(decoded)
+        command = translate(decoded, place)
     except Undecodable as error:
         raise BadCommand(error.reason) from None
     except StatusError as error:
-        raise BadCommand(error.message, error.code) from None
+        raise BadCommand(error.message, error.code, ids) from None
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         # protobuf refuses what Avro allows, e.g. numbers beyond 32 bits: the record's fault, not the shard's
-        raise BadCommand(f"the command cannot be expressed as a request: {error!r}") from None
-    return Accepted(*command)
-
-
-def command_facts(value: bytes) -> dict[str, str]:
-    """What the shard's log tells of the bytes of a command, in case the fold refuses it."""
-    return {COMMAND_SHA256: hashlib.sha256(value).hexdigest(), COMMAND_BYTES: str(len(value))}
+        raise BadCommand(f"the command cannot be expressed as a request: {error!r}", ids=ids) from None
+    return Accepted(*command, ids)
 
 
 class CommandsFlow(Protocol):
@@ -191,10 +192,24 @@ class Ingress:
         shard_count: int,
         metrics: Metrics | None = None,
         *,
+        topic: str = COMMANDS.name,
         translate: Translate = translate_command,
         resend: bool = True,
     ) -> None:
+        """Appends nothing yet.
+
+        Args:
+            shard: the shard.
+            flow: of its partition of `commands`.
+            namespaces: of the process.
+            shard_count: of the cluster.
+            metrics: of the process.
+            topic: the topic's full name, for those who read of a rejection.
+            translate: from a record's bytes to a request.
+            resend: off only in the simulator (`Chains`).
+        """
         self._shard = shard
+        self._topic = topic
         self._ports = shard.ports
         self._flow = flow
         self._translate = translate
@@ -332,6 +347,7 @@ class Ingress:
         if read.copied:
             self._append(read, "COMMANDS_PASSED", {"epoch": record.epoch, "offset": record.offset})
             return
+        command: Accepted | None = None
         try:
             first_place = self._first_place(record)
             if record.value is None:
@@ -359,7 +375,7 @@ class Ingress:
                 return
             message = self._check(command, namespace_id)
         except BadCommand as bad:
-            self._reject(read, bad)
+            self._reject(read, bad, bad.ids if command is None else command.ids)
             return
         self._append(
             read,
@@ -369,6 +385,7 @@ class Ingress:
             command.workflow_id,
             command.run_id,
             command.trace,
+            command.ids,
         )
 
     # ---- what the head waits for ------------------------------------------------------------------------------------
@@ -439,7 +456,7 @@ class Ingress:
             raise BadCommand(refusal.message, refusal.code) from None
         return command.request.SerializeToString(deterministic=True)
 
-    def _reject(self, read: _Read, bad: BadCommand) -> None:
+    def _reject(self, read: _Read, bad: BadCommand, ids: CommandIds) -> None:
         record = read.record
         value = record.value or b""
         log.warning(
@@ -450,18 +467,11 @@ class Ingress:
             bytes=len(value),
         )
         body = {
-            "topic": COMMANDS.name,
-            "partition": self._shard.shard,
-            "offset": record.offset,
-            "epoch": record.epoch,
             "reason": bad.reason[:_REASON_CHARS_MAX],
             "code": int(bad.code),
-            "sha256": hashlib.sha256(value).digest(),
             "sample": value[:SAMPLE_BYTES_MAX],
-            "size_bytes": len(value),
-            "key": (record.key or b"")[:SAMPLE_BYTES_MAX],
         }
-        self._append(read, "COMMAND_REJECTED", body)
+        self._append(read, "COMMAND_REJECTED", body, ids=ids)
 
     def _append(
         self,
@@ -472,6 +482,7 @@ class Ingress:
         workflow_id: str = "",
         run_id: str = "",
         trace: dict[str, str] | None = None,
+        ids: CommandIds = NO_IDS,
     ) -> None:
         """Append the head of the queue to the shard's log: it is on its way then, and the next one is the head."""
         shard, record = self._shard.shard, read.record
@@ -490,7 +501,9 @@ class Ingress:
             origin=origin,
             predecessor=predecessor,
             trace=trace,
-            facts=None if kind in ("COMMAND_REJECTED", "COMMANDS_PASSED") else command_facts(record.value or b""),
+            command=None
+            if kind == "COMMANDS_PASSED"
+            else source_of(self._topic, record.key, record.value, record.headers, ids),
         )
         entry = Entry(origin, SHARD_LOG.name, shard, key, value)
         self._in_flight.append(((record.epoch, record.offset), entry))

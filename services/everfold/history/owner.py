@@ -667,6 +667,7 @@ class _Tenure:
             server.namespaces,
             server.config.shard_count,
             server.metrics,
+            topic=server.commands_topic,
         )
         offset, epoch = self.ingress.resume_position()
         server.commands_consumer.assign(server.commands_topic, self.number, offset, epoch)

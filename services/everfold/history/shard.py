@@ -539,9 +539,11 @@ class Shard:
         origin: Origin | None = None,
         predecessor: Origin | None = None,
         trace: dict[str, str] | None = None,
-        facts: dict[str, str] | None = None,
+        command: dict[str, Any] | None = None,
     ) -> tuple[bytes, bytes]:
-        """Key and value of a shard record of this owner. `start`: of the workflow's task that is handed out."""
+        """Key and value of a shard record of this owner. `start`: of the workflow's task that is handed out; `command`:
+        the CommandSource of what came from `commands`.
+        """
         value = encode_shard_record(
             {
                 "kind": kind,
@@ -556,9 +558,10 @@ class Shard:
                     "clock_ns": self.ports.now_ns(),
                 },
                 "trace": trace or {},
-                "facts": zone_facts(body.get("message"), self.ports.now_ns()) | (facts or {}),
+                "facts": zone_facts(body.get("message"), self.ports.now_ns()),
                 "body": body,
                 "start": start,
+                "command": command,
             }
         )
         if not workflow_id:

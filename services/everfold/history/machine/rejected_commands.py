@@ -8,36 +8,20 @@ from everfold.history.machine.context import StepContext
 from everfold.kernel.errors import StatusError
 from everfold.schemas.topics import COMMANDS_REJECTED
 
-COMMAND_SHA256: Final = "command.sha256"
-"""Fact of a record that came from `commands`: SHA-256 of the value that a user wrote, in hex."""
-
-COMMAND_BYTES: Final = "command.bytes"
-"""The size of that value."""
+_REASON_CHARS_MAX: Final = 4096
 
 
-def reject_command(ctx: StepContext, body: dict[str, Any], error: StatusError) -> None:
-    """Tells of a record that the machine refuses, if it came from `commands`."""
-    origin = body["origin"]
-    if origin is None or origin["source"] != "COMMANDS":
-        return
-    emit_rejected(
-        ctx,
-        body["workflow_id"].encode(),
-        {
-            "topic": "commands",
-            "partition": origin["partition"],
-            "offset": origin["offset"],
-            "epoch": origin["epoch"],
-            "reason": error.message[:4096],
-            "code": int(error.code),
-            "sha256": bytes.fromhex(body["facts"].get(COMMAND_SHA256, "")),
-            "size_bytes": int(body["facts"].get(COMMAND_BYTES, -1)),
-            "sample": b"",
-        },
-    )
+def reject_command(ctx: StepContext, record: dict[str, Any], error: StatusError) -> None:
+    """Tells of a ShardRecord that the machine refuses, if it came from `commands`."""
+    if record["command"] is not None:
+        emit_rejected(ctx, record, error.message[:_REASON_CHARS_MAX], int(error.code), b"")
 
 
-def emit_rejected(ctx: StepContext, key: bytes, rejected: dict[str, Any]) -> None:
-    """Makes the output. `rejected`: a RejectedCommand without its time."""
-    ctx.step.rejected = rejected["code"]
-    ctx.emit(COMMANDS_REJECTED, 0, key, "RejectedCommand", rejected | {"rejected_at_ns": ctx.now_ns})
+def emit_rejected(ctx: StepContext, record: dict[str, Any], reason: str, code: int, sample: bytes) -> None:
+    """Makes the output: what the log tells of the user's record, its place, and why it is refused."""
+    ctx.step.rejected = code
+    source, origin = dict(record["command"]), record["origin"]
+    key = source.pop("key")
+    place = {name: origin[name] for name in ("partition", "offset", "epoch")}
+    why = {"reason": reason, "code": code, "sample": sample, "rejected_at_ns": ctx.now_ns}
+    ctx.emit(COMMANDS_REJECTED, 0, key, "RejectedCommand", source | place | why)

@@ -455,8 +455,8 @@ class ShardFold:
         self.meta.outputs_sent = place
 
     def _command_rejected(self, ctx: StepContext, body: Record) -> None:
-        rejected = dict(body["body"])
-        emit_rejected(ctx, rejected.pop("key"), rejected)
+        rejected = body["body"]
+        emit_rejected(ctx, body, rejected["reason"], rejected["code"], rejected["sample"])
         ctx.step.reply = Reply()
 
     def _commands_passed(self, ctx: StepContext, body: Record) -> None:
