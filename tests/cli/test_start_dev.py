@@ -75,6 +75,19 @@ def test_it_prints_its_addresses_stops_within_five_seconds_and_carries_on(tmp_pa
         assert "kept" in describe(server, "kept")
 
 
+def test_after_a_kill_it_is_ready_when_its_shards_serve_and_says_where_the_time_went(tmp_path: Path) -> None:
+    with everfold_server(tmp_path) as server:
+        start(server, "before")
+        server.kill()
+        server.start()
+        assert "before" in describe(server, "before")
+        told = banner(server)
+        phases = ", ".join(rf"{name} [\d.]+ s" for name in ("broker", "group", "open", "refold", "take", "the rest"))
+        assert len(re.findall(f"Start: +{phases}", told)) == 2
+        # Without a name in the group that it keeps, it waits here until the session of its former life is over: 6 s.
+        assert float(re.findall(r"group ([\d.]+) s", told)[-1]) < 5
+
+
 def test_a_timer_that_fell_due_while_the_server_was_down_fires_at_once_after_a_restart(tmp_path: Path) -> None:
     delay_s = 8.0
     with everfold_server(tmp_path) as server:

@@ -63,6 +63,7 @@ class DevServer:
         self._embedded = not settings.kafka.bootstrap
         #: of the embedded broker; None for a cluster that is there already
         self._write_through: WriteThrough | None = None
+        self._broker_s = 0.0
         self._node: nodes.Node
 
     async def start(self, supervisor: Supervisor) -> None:
@@ -111,7 +112,9 @@ class DevServer:
                 progress=lambda text: print(text, file=sys.stderr, flush=True),
                 on_down=lambda _code: BROKER_RESTARTS.inc(),
             )
+            began = time.monotonic()
             await supervisor.start("broker", broker)
+            self._broker_s = time.monotonic() - began
             bootstrap = broker.bootstrap
         return dataclasses.replace(
             in_directory(settings, self._data),  # what the child needs to find the same files
@@ -173,6 +176,14 @@ class DevServer:
         args = [kind, namespace_id, "", "", message, NAMESPACE_S]
         await self._node.router.call("history", 0, "execute", args, NAMESPACE_S)
 
+    def _phases(self, seconds: float) -> str:
+        """Where the time of the start went."""
+        history = self._node.history
+        times = None if history is None else history.slowest_taking
+        shown = {"broker": self._broker_s, **({} if times is None else times._asdict())}
+        shown["the rest"] = seconds - sum(shown.values())
+        return ", ".join(f"{name} {taken:.1f} s" for name, taken in shown.items())
+
     def _banner(self, settings: Settings, cluster: nodes.Cluster, seconds: float) -> None:
         addresses = self._node.addresses()
         broker = f"{settings.kafka.bootstrap}{' (embedded)' if self._embedded else ''}"
@@ -185,6 +196,7 @@ class DevServer:
             "Visibility": settings.visibility.url or self._data.visibility_url,
             "Namespaces": ", ".join(namespace.name for namespace in self._node.registry if not namespace.deleted),
             "Shards": f"{cluster.shape.shards}, task partitions {cluster.shape.task_partitions}",
+            "Start": self._phases(seconds),
             "Durability": _durability(cluster, self._write_through),
         }
         if sys.stdout.isatty():

@@ -53,6 +53,8 @@ from everfold.visibility.store import IndexUnusable, VisibilityStore, open_visib
 LOOK_S: Final = 30.0
 """How long a broker may take to say what cluster it is: it may be starting, too."""
 
+_LOOK_AGAIN_S: Final = 0.02
+
 log = structlog.get_logger("everfold")
 
 
@@ -242,6 +244,8 @@ class Node:
         """The services of this process, known to the router; their servers are started afterwards."""
         settings, shape = self._settings, self._cluster.shape
         session_ms = round(settings.kafka.session_timeout_s * 1000)
+        # The lock on the data directory keeps a second one from living at the same time.
+        instance = "alone" if self._alone else ""
         services: dict[str, object] = {}
         self._servers: dict[str, MatchingServer | HistoryServer] = {}
         local_matching: MatchingService | None = None
@@ -262,6 +266,7 @@ class Node:
                 topic.membership,
                 self._clients.ends,
                 session_ms=session_ms,
+                instance=instance,
                 handed_over=self._alone,
             )
         if "history" in self._roles:
@@ -284,6 +289,7 @@ class Node:
                     outputs_linger_ms=settings.kafka.linger_ms,
                     tasks_linger=self._alone,
                     session_ms=session_ms,
+                    instance=instance,
                     on_lost_tail=self._on_lost_tail(),
                     limits=ShellLimits(
                         in_flight_max=settings.history.in_flight_max,
@@ -375,9 +381,15 @@ class Node:
         deadline = asyncio.get_running_loop().time() + timeout
         for role, count in (("history", shape.shards), ("matching", shape.task_partitions)):
             for number in range(count):
-                left = max(deadline - asyncio.get_running_loop().time(), 0.01)
-                if await membership.wait_owner(role, number, left) is None:
-                    raise Fatal(f"{role} partition {number} is not served after {timeout:.0f} s; the log says why.")
+                while True:
+                    left = deadline - asyncio.get_running_loop().time()
+                    owner = await membership.wait_owner(role, number, max(left, 0.01))
+                    if owner is not None and (not self._alone or owner.member_id == membership.me.member_id):
+                        break
+                    if left <= 0:
+                        raise Fatal(f"{role} partition {number} is not served after {timeout:.0f} s; the log says why.")
+                    # What this process owned in a life that was ended by a kill is still said of its former self.
+                    await asyncio.sleep(_LOOK_AGAIN_S)
 
     def _on_lost_tail(self) -> OnLostTail:
         chosen = OnLostTail(self._settings.history.on_lost_tail)

@@ -49,6 +49,7 @@ from everfold.history.standstill import Standstill
 from everfold.history.stopped import OnLostTail, PositionTopic, Stop
 from everfold.history.store import StoreMemory
 from everfold.history.tail import LogFacts, position_of
+from everfold.history.taking_times import TakingTimes
 from everfold.kernel.errors import ShardLost, UnknownFeatureLevel
 from everfold.kernel.positions import ShardPosition
 from everfold.kernel.time import SECOND_NS
@@ -119,6 +120,7 @@ class HistoryConfig:
         tasks_linger: whether task records are among those: where all of matching is in this process, tasks are handed
             over directly, and their records only serve its next life.
         session_ms: how long this process may be silent before others get its shards.
+        instance: its name in the group in every life; see `GroupMembership`.
         on_lost_tail: what to do when a log lacks what was acknowledged.
     """
 
@@ -137,6 +139,7 @@ class HistoryConfig:
     outputs_linger_ms: float = 100.0
     tasks_linger: bool = False
     session_ms: int = SESSION_MS
+    instance: str = ""
     on_lost_tail: OnLostTail = OnLostTail.STOP
     limits: ShellLimits = field(default_factory=ShellLimits)
 
@@ -242,9 +245,11 @@ class HistoryServer:
             on_assigned=self._assigned,
             on_revoked=self._revoked,
             session_ms=config.session_ms,
+            instance=config.instance,
         )
         await self.log_consumer.start()
         await self.commands_consumer.start()
+        self.joining_since_ns = self.clock.boot_ns()
         await self._group.start()
         self.in_background(self._flush_for_ever())
         self.in_background(self._watch_for_ever())
@@ -274,6 +279,12 @@ class HistoryServer:
         """Shard -> place in its log of the last output for a topic. Shards that have made none yet are left out."""
         made = ((number, held.shard.outbox.newest.get(topic.name)) for number, held in self.shards.items())
         return {number: (last.epoch, last.offset, last.index) for number, last in made if last is not None}
+
+    @property
+    def slowest_taking(self) -> TakingTimes | None:
+        """Of the shards that serve here, how long the one that served last took."""
+        times = [tenure.times for tenure in self._tenures.values() if tenure.times is not None]
+        return max(times, key=sum, default=None)
 
     def announce(self) -> None:
         """Say what is served here, after a change."""
@@ -476,7 +487,10 @@ class _Tenure:
         #: the consumer has said once that the position is not in the log
         self._doubted = False
         self._paused_by_shard = False
-        self._began = 0.0
+        self._assigned_at_ns = server.clock.boot_ns()
+        self._opened_at_ns = 0
+        #: of the latest taking
+        self.times: TakingTimes | None = None
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
@@ -534,7 +548,6 @@ class _Tenure:
             await asyncio.sleep(SIGHT_EVERY_S)
         if self._over.is_set():
             return
-        self._began = asyncio.get_running_loop().time()
         known = None if server.positions is None else await server.positions.position(self.number)
         topic_id = await server.log_topic_id()
         store = await self._keeper.open(server.memory, topic_id)
@@ -564,6 +577,7 @@ class _Tenure:
             log_facts=self._log_facts,
         )
         self.holes = LogHoles(shard, look, skips, read, self._read_on, self.log_lost, server.in_background)
+        self._opened_at_ns = server.clock.boot_ns()
         self._held = HeldShard(shard, server.reads)
         server.shards[self.number] = self._held
         offset, epoch = shard.resume_position()
@@ -655,9 +669,15 @@ class _Tenure:
         assert self._held is not None
         shard = self._held.shard
         self._doubted = False
-        seconds = asyncio.get_running_loop().time() - self._began
-        server.metrics.observe("shard_take_seconds", seconds)
-        log.info("shard serves", shard=self.number, offset=shard.fold.meta.applied_offset, seconds=round(seconds, 3))
+        self.times = TakingTimes.between(
+            server.joining_since_ns,
+            self._assigned_at_ns,
+            self._opened_at_ns,
+            shard.caught_up_at_ns,
+            server.clock.boot_ns(),
+        )
+        server.metrics.observe("shard_take_seconds", self.times.own)
+        log.info("shard serves", shard=self.number, offset=shard.fold.meta.applied_offset, **self.times.shown())
         if self._own_consumer is not None:
             # After this batch: its consumer is the one that is calling.
             asyncio.get_running_loop().call_soon(shard.guarded(self._join_others))

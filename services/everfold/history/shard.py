@@ -171,6 +171,11 @@ class Shard:
         """How far the shard is."""
         return self._taking.phase
 
+    @property
+    def caught_up_at_ns(self) -> int:
+        """When the log was folded to its end; see `Taking`."""
+        return self._taking.caught_up_at_ns
+
     def _taken(self) -> None:
         """Everything is folded. In the middle of a batch its rows are not written yet: then `_after_write` goes on."""
         if not self._folding:

@@ -83,6 +83,8 @@ class Taking:
         epoch_check: bool,
     ) -> None:
         self.phase = Phase.OPENING
+        #: when the log was folded to its end, by the ports' boottime; 0 before
+        self.caught_up_at_ns = 0
         #: everything is folded that must be
         self.ready = False
         self._shard = shard
@@ -120,6 +122,7 @@ class Taking:
         if self.phase in (Phase.OPENING, Phase.CATCHING_UP):
             if self._end is None or meta.applied_offset + 1 < self._end:
                 return
+            self.caught_up_at_ns = self._ports.boottime_ns()
             if not meta.cluster_id:
                 self._enter(Phase.GENESIS)
             elif self._is_ours():

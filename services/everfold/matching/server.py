@@ -67,6 +67,7 @@ class MatchingServer:
         membership: told what this process holds.
         ends: tells how far behind the ends of its topics this process is, for the metrics; None measures nothing.
         session_ms: how long this process may be silent before others get its partitions.
+        instance: its name in the group in every life; see `GroupMembership`.
         handed_over: every task is also handed over directly, so the records need not come at once.
     """
 
@@ -78,6 +79,7 @@ class MatchingServer:
         ends: EndOffsets | None = None,
         *,
         session_ms: int = SESSION_MS,
+        instance: str = "",
         handed_over: bool = False,
     ) -> None:
         self.service = service
@@ -106,6 +108,7 @@ class MatchingServer:
             on_assigned=self._assigned,
             on_revoked=self._revoked,
             session_ms=session_ms,
+            instance=instance,
         )
 
     async def start(self) -> None:
