@@ -13,11 +13,12 @@ from confluent_kafka import Producer
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 
 from everfold.history import owner
+from everfold.history.config import HistoryConfig
 from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.step import TaskOffer
 from everfold.history.machine_reads import MachineReads
 from everfold.history.namespaces import RegistryNamespaces
-from everfold.history.owner import HistoryConfig, HistoryServer
+from everfold.history.owner import HistoryServer
 from everfold.history.stopped import PositionTopic
 from everfold.history.store import set_aside, shard_directory
 from everfold.kernel.errors import StatusError, UnknownFeatureLevel

@@ -23,9 +23,10 @@ from everfold.frontend.freshness import Freshness
 from everfold.frontend.gateway import TlsFiles
 from everfold.frontend.limits import FrontendLimits
 from everfold.frontend.server import LONG_POLLS, FrontendServer
+from everfold.history.config import HistoryConfig
 from everfold.history.machine_reads import MachineReads
 from everfold.history.namespaces import RegistryNamespaces
-from everfold.history.owner import HistoryConfig, HistoryServer
+from everfold.history.owner import HistoryServer
 from everfold.history.ports import ShellLimits
 from everfold.history.stopped import OnLostTail
 from everfold.kernel.errors import Code

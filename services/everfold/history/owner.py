@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 import structlog
 
+from everfold.history.config import HistoryConfig
 from everfold.history.fetched import by_partition, command_record, log_record
 from everfold.history.giving_up import (
     Aftermath,
@@ -39,7 +38,7 @@ from everfold.history.keeping import StoreKeeper, measure_set_aside
 from everfold.history.log_holes import LogHoles, look_at
 from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.step import TaskOffer
-from everfold.history.ports import Identity, Matching, Metrics, Namespaces, NoMetrics, ShellLimits
+from everfold.history.ports import Identity, Matching, Metrics, Namespaces, NoMetrics
 from everfold.history.ports_kafka import Flow, KafkaPorts
 from everfold.history.reading import Reads
 from everfold.history.service import HeldShard, HistoryService
@@ -65,8 +64,6 @@ from everfold.runtime.kafka import (
     Producer,
     PromptProducer,
 )
-from everfold.runtime.kafka.group import SESSION_MS
-from everfold.runtime.kafka.producer import QUEUE_BYTES_MAX
 from everfold.runtime.lifecycle import Fatal
 from everfold.schemas.topics import ACTIVITY_TASKS, COMMANDS, SHARD_LOG, WORKFLOW_TASKS, Topic
 
@@ -97,51 +94,6 @@ class Membership(Protocol):
     def set_partitions(self, role: str, partitions: Iterable[int]) -> None:
         """This process serves these partitions of a role now."""
         ...
-
-
-@dataclass(frozen=True)
-class HistoryConfig:
-    """What the history process is told.
-
-    Attributes:
-        cluster_id: of this Everfold cluster; part of all ids.
-        shard_count: partitions of `shard-log`, fixed when the cluster was made.
-        data_dir: stores live here, one directory per shard.
-        owner: for people, in ShardTaken.
-        feature_level: to raise shards to; 0 leaves them as they are.
-        settings: settings that change outcomes, by the fold's names (`kernel.limits`); others have their defaults.
-        run_cache_bytes: decoded runs in memory, over all shards.
-        run_cache_runs: the same as a number of runs; 0 leaves it to the bytes.
-        block_cache_bytes, write_buffer_bytes: RocksDB's, over all shards.
-        flush_interval_s: memtables go to disk this often: bounds what a crash has to refold. At most 60 s.
-        producer_bytes_max: records waiting for Kafka, over all producers.
-        outputs_linger_ms: how long outputs wait for company that no workflow waits for; a request per record is most of
-            a broker's work under light load.
-        tasks_linger: whether task records are among those: where all of matching is in this process, tasks are handed
-            over directly, and their records only serve its next life.
-        session_ms: how long this process may be silent before others get its shards.
-        instance: its name in the group in every life; see `GroupMembership`.
-        on_lost_tail: what to do when a log lacks what was acknowledged.
-    """
-
-    cluster_id: str
-    shard_count: int
-    data_dir: Path
-    owner: str
-    feature_level: int = 0
-    settings: Mapping[str, int] = field(default_factory=dict)
-    run_cache_bytes: int = 128 * 1024 * 1024
-    run_cache_runs: int = 0
-    block_cache_bytes: int = 32 * 1024 * 1024
-    write_buffer_bytes: int = 32 * 1024 * 1024
-    flush_interval_s: float = 60.0
-    producer_bytes_max: int = QUEUE_BYTES_MAX
-    outputs_linger_ms: float = 100.0
-    tasks_linger: bool = False
-    session_ms: int = SESSION_MS
-    instance: str = ""
-    on_lost_tail: OnLostTail = OnLostTail.STOP
-    limits: ShellLimits = field(default_factory=ShellLimits)
 
 
 class HistoryServer:
