@@ -10,7 +10,7 @@ SECONDS ?= 300
 PROGRAMS ?= 300
 SEED ?=
 
-.PHONY: setup check test sim integration crash damage brokers bursts generated mutations memory attacks bench bench-check demo docs clean help
+.PHONY: setup check test sim integration crash restart damage brokers bursts generated mutations memory attacks bench bench-check demo docs clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ brokers: $(READY) ## three real brokers in full: each of them dies, hangs for lo
 
 bursts: $(READY) ## up to 50,000 commands at once, on 1 and 4 shards, with and without kill -9
 	EVERFOLD_BURSTS=full $(BIN)/pytest tests/bursts -s
+
+restart: $(READY) ## kill -9 with 20,000 open workflows: seconds to a start that is acknowledged, and where they go
+	EVERFOLD_RESTART_OPEN=20000 $(BIN)/pytest tests/crash/test_restart.py -s
 
 generated: $(READY) ## PROGRAMS (300) random workflows through kills, and on a real Temporal server; SEED repeats
 	EVERFOLD_GENERATED_PROGRAMS=$(PROGRAMS) EVERFOLD_GENERATED_SEED=$(SEED) $(BIN)/pytest tests/generated -s

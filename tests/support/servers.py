@@ -261,6 +261,16 @@ def banner(server: Server, timeout: float = 10.0) -> str:
     return text
 
 
+def start_phases(server: Server, life: int, timeout: float = 30.0) -> str:
+    """Where the time of a start of `start-dev` went, in its banner's words; the first life is 1."""
+    deadline = time.monotonic() + timeout
+    while len(told := re.findall(r"Start: +(.*)", server.log.read_text(errors="replace"))) < life:
+        if time.monotonic() > deadline:
+            raise NotReady(f"{server.name} does not say where the time of its start went\n{server.tail()}")
+        time.sleep(0.05)
+    return str(told[life - 1])
+
+
 def temporal_server(
     directory: Path,
     *arguments: str,
