@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from everfold.runtime.broker import EmbeddedBroker, FetchFailed, NoJava, prepare
-from everfold.runtime.broker.jars import Jar, _fetch, ensure_jars, locked_jars, verify
+from everfold.runtime.broker.jars import Arrivals, Jar, _fetch, ensure_jars, locked_jars, verify
 from everfold.runtime.broker.java import find_java
 
 
@@ -53,8 +53,19 @@ def test_jars_that_nobody_has_are_reported_with_both_ways_tried(
         _fetch([Jar("org.example", "absent", "1", "0" * 64)], tmp_path, tmp_path, print)
 
 
-def _refuse(jars: list[Jar], into: Path, work: Path) -> None:
+def _refuse(jars: list[Jar], into: Path, work: Path, arrivals: Arrivals) -> None:
     raise FetchFailed("no such host")
+
+
+def test_progress_is_told_at_most_once_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("everfold.runtime.broker.jars.time.monotonic", lambda: now)
+    said: list[str] = []
+    arrivals = Arrivals(45, said.append)
+    for number in range(45):
+        now = number / 10
+        arrivals.one()
+    assert said == [f"  {come} of 45 jars" for come in (11, 21, 31, 41, 45)]
 
 
 def test_an_old_java_on_path_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +102,9 @@ def test_jgo_fetches_every_locked_jar_into_an_empty_cache(tmp_path: Path, monkey
     monkeypatch.setenv("EVERFOLD_CACHE_DIR", str(tmp_path / "cache"))
     said: list[str] = []
     lib = ensure_jars(said.append)
-    assert len(said) == 1
     assert "with jgo" in said[0]
+    assert said[-1] == "  45 of 45 jars"
+    whole = len(said)
     assert {path.name for path in lib.iterdir()} == {jar.filename for jar in locked_jars()}
     assert prepare(said.append, archive=False).runtime.lib == lib
-    assert len(said) == 1  # nothing is fetched twice
+    assert len(said) == whole  # nothing is fetched twice

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -25,6 +28,11 @@ KAFKA_VERSION: Final = "4.4.0"
 
 _FETCH_SECONDS_MAX: Final = 900
 """Bound on one fetch of 45 MB: slow links exist, a hung one must end."""
+
+_SAID_EVERY_S: Final = 1.0
+
+_DOWNLOADED: Final = re.compile(r"\bDownloaded from \S+ \S*/([^/\s]+\.jar) ")
+"""Maven's line about a file that has come. One that is in its repository already is not spoken of."""
 
 _PARALLEL_DOWNLOADS: Final = 4
 """Enough to hide the round trips of 45 small files, few enough to be polite to the repository."""
@@ -101,7 +109,7 @@ def _fetch(jars: list[Jar], into: Path, work: Path, progress: Progress) -> None:
             continue
         progress(f"Fetching Apache Kafka {KAFKA_VERSION} ({len(jars)} jars, 45 MB) with {name}")
         try:
-            fetch(jars, into, work)
+            fetch(jars, into, work, Arrivals(len(jars), progress))
             verify(jars, into)
             return
         except (FetchFailed, OSError, subprocess.SubprocessError) as error:
@@ -136,7 +144,27 @@ def _mvn_path() -> str | None:
     return shutil.which("mvn")
 
 
-def _fetch_with_mvn(jars: list[Jar], into: Path, work: Path) -> None:
+class Arrivals:
+    """Says how many jars have come: at most once a second, and when it is the last."""
+
+    def __init__(self, expected: int, progress: Progress) -> None:
+        self._expected = expected
+        self._progress = progress
+        self._come = 0
+        self._said_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def one(self) -> None:
+        """A jar has come. May be called on any thread."""
+        with self._lock:
+            self._come += 1
+            now = time.monotonic()
+            if self._come == self._expected or now - self._said_at >= _SAID_EVERY_S:
+                self._said_at = now
+                self._progress(f"  {self._come} of {self._expected} jars")
+
+
+def _fetch_with_mvn(jars: list[Jar], into: Path, work: Path, arrivals: Arrivals) -> None:
     dependency = (
         "<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{version}</version>"
         "<exclusions><exclusion><groupId>*</groupId><artifactId>*</artifactId></exclusion></exclusions></dependency>"
@@ -150,13 +178,24 @@ def _fetch_with_mvn(jars: list[Jar], into: Path, work: Path) -> None:
     )
     mvn = _mvn_path()
     assert mvn is not None
-    command = [mvn, "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={into}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS_MAX, cwd=work, check=False)
-    if done.returncode != 0:
-        raise FetchFailed(f"exit code {done.returncode}: {(done.stdout + done.stderr).strip()[:500]}")
+    command = [mvn, "-B", "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={into}"]
+    names = {jar.filename for jar in jars}
+    errors: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=work) as process:
+        assert process.stdout is not None
+        hung = threading.Timer(_FETCH_SECONDS_MAX, process.kill)
+        hung.start()
+        for line in process.stdout:
+            if (came := _DOWNLOADED.search(line)) and came[1] in names:
+                arrivals.one()
+            elif line.startswith("[ERROR]"):
+                errors.append(line)
+        hung.cancel()
+    if process.returncode != 0:
+        raise FetchFailed(f"exit code {process.returncode}: {''.join(errors).strip()[:500]}")
 
 
-def _fetch_with_jgo(jars: list[Jar], into: Path, work: Path) -> None:
+def _fetch_with_jgo(jars: list[Jar], into: Path, work: Path, arrivals: Arrivals) -> None:
     try:
         from jgo.maven import MavenContext, PythonResolver
     except ImportError as error:
@@ -166,6 +205,7 @@ def _fetch_with_jgo(jars: list[Jar], into: Path, work: Path) -> None:
     def fetch_one(jar: Jar) -> None:
         found = context.create_dependency(jar.coordinates).artifact.resolve()
         os.replace(found, into / jar.filename)
+        arrivals.one()
 
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS, thread_name_prefix="jgo") as pool:
         try:
