@@ -19,6 +19,8 @@ class Operator:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._coming: set[int] = set()
+        #: what owners said when the log had lost it already: others may have served without it before
+        self._late: set[ShardPosition] = set()
 
     def called(self, stop: Stop) -> None:
         """An owner has stopped: other hosts hear how far the log reached, and the operator comes."""
@@ -28,10 +30,25 @@ class Operator:
             self._coming.add(shard)
             cluster.loop.after(cluster.random.randrange(500, 10_000) * MILLISECOND_NS, lambda: self._repair(shard))
 
-    def check_served(self, shard: int) -> None:
-        """A shard begins to serve: no operator may have to be asked first."""
+    def heard(self, position: ShardPosition) -> None:
+        """An owner has said how far it is."""
+        if self._lacks(position):
+            self._late.add(position)
+
+    def check_served(self, shard: int, told: ShardPosition | None, resumed_at: int) -> None:
+        """A shard begins to serve: no operator may have to be asked first.
+
+        Args:
+            shard: its number.
+            told: what its owner had read on `cluster` when the taking began. A word that comes later is missed, as one
+                is that was never written: owners say how far they are once a second.
+            resumed_at: the offset up to which its store had folded then. Of what lies before, a store does not know
+                any more which record it had.
+        """
         known = self._cluster.positions.get(shard)
-        if known is not None and self._lacks(known):
+        if known is None or known != told or known in self._late or resumed_at > known.offset:
+            return
+        if self._lacks(known):
             self._cluster.watch.problem(
                 f"shard {shard} is served from a log that lacks offset {known.offset} (epoch {known.epoch}), which an "
                 "owner had folded, and nobody was asked"

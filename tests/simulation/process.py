@@ -328,6 +328,7 @@ class Tenure:
         self._over = False
         self._spoilt = False
         self._log_facts = LogFacts()
+        self._resumed_at = -1
 
     def begin(self) -> None:
         """Take the shard, a little later."""
@@ -369,6 +370,7 @@ class Tenure:
         )
         ports = Ports(process, self)
         self._log_facts = LogFacts(cluster.positions.get(number))
+        self._resumed_at = fold.meta.applied_offset
         shard = Shard(
             number,
             fold,
@@ -420,7 +422,7 @@ class Tenure:
     def on_serving(self) -> None:
         cluster, process = self._cluster, self._process
         assert self.shard is not None
-        cluster.operator.check_served(self.number)
+        cluster.operator.check_served(self.number, self._log_facts.known, self._resumed_at)
         self._say_position(self.shard)
         flow = Flow()
         self._ingress = Ingress(self.shard, flow, process.namespaces, cluster.shard_count)
@@ -460,6 +462,7 @@ class Tenure:
             return
         for position in self._cluster.positions.news([position_of(shard.fold.meta, "")]):
             self._cluster.positions.received(position)
+            self._cluster.operator.heard(position)
         self._process.loop.after(SECOND_NS, self._process.run, lambda: self._say_position(shard))
 
 

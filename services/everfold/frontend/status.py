@@ -10,6 +10,9 @@ from everfold.kernel.errors import OWNER_MOVES, Code, ShardLost, StatusError
 from everfold.runtime.defects import defect_in
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
+TEXT_ALONE_BYTES_MAX: Final = 2_500
+"""Of a text without details. Temporal's longest shows two names of 1,000 bytes."""
+
 TEXT_BYTES_MAX: Final = 1_500
 DETAILS_BYTES_MAX: Final = 4_000
 """Of a status. Both travel as headers, the text with up to three bytes for each of its own, the details in Base64;
@@ -47,10 +50,11 @@ def status_of(error: Exception, method: str) -> StatusError:
 
 def _bounded(error: StatusError) -> StatusError:
     text, details = error.message, error.details
-    if len(text) * 4 > TEXT_BYTES_MAX and len(data := text.encode()) > TEXT_BYTES_MAX:
-        text = f"{data[: TEXT_BYTES_MAX - 3].decode(errors='ignore')}…"
     if sum(len(value) for _, value in details) > DETAILS_BYTES_MAX:
         details = ()
+    most = TEXT_BYTES_MAX if details else TEXT_ALONE_BYTES_MAX
+    if len(text) * 4 > most and len(data := text.encode()) > most:
+        text = f"{data[: most - 3].decode(errors='ignore')}…"
     if text is error.message and details is error.details:
         return error
     return StatusError(error.code, text, details)
