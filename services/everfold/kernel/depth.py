@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from everfold.kernel.varint import varint
+
 DEPTH_MAX: Final = 64
 """Messages inside messages in a request. The most that is put around a part of one is some ten, in answers to polls."""
 
@@ -83,7 +85,7 @@ def _cut(data: bytes, start: int, end: int, shape: Shape, level: int) -> bytes |
         new = inner.stub if level > DEPTH_MAX else _cut(data, field.value, at, inner, level + 1)
         if new is not None:
             tag = data[field.start : field.value]
-            parts += (data[kept : field.start], _tag(tag), _varint(len(new)), new)
+            parts += (data[kept : field.start], _tag(tag), varint(len(new)), new)
             kept = at
     if not parts:
         return None
@@ -123,12 +125,3 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 def _tag(head: bytes) -> bytes:
     """The tag in front of a length."""
     return head[: _number(head, 0)[1]]
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -17,6 +17,7 @@ from temporalio.api.history.v1 import message_pb2 as history_pb2
 
 from everfold.kernel.search_attributes import unsets
 from everfold.kernel.time import SECOND_NS
+from everfold.kernel.varint import varint
 
 _type = event_type_pb2.EventType.Value
 
@@ -163,16 +164,6 @@ def frame_ends(events: bytes) -> Iterator[int]:
             at += 1
         at += 1 + (length | byte << shift)
         yield at
-
-
-def varint(value: int) -> bytes:
-    """A protobuf varint."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def parse_history(data: bytes) -> history_pb2.History:

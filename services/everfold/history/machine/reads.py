@@ -22,7 +22,7 @@ from everfold.history.machine import keys, responses
 from everfold.history.machine.context import NamespaceInfo
 from everfold.history.machine.decide.search_attributes import set_types
 from everfold.history.machine.durations import set_duration
-from everfold.history.machine.events import frame_ends, framed, parse_history, serialize, set_field, set_time, varint
+from everfold.history.machine.events import frame_ends, framed, parse_history, serialize, set_field, set_time
 from everfold.history.machine.history_rows import batch_start, event_at
 from everfold.history.machine.history_tails import HistoryRow
 from everfold.history.machine.rejections import invalid, not_found, workflow_not_found
@@ -30,6 +30,7 @@ from everfold.history.machine.relations import closed_outcome
 from everfold.history.machine.shard_fold import ShardFold
 from everfold.history.machine.state import Activity, Run, UpdateStage
 from everfold.history.machine.step import HistoryRange, Reply, RunKey
+from everfold.kernel.varint import varint
 
 PAGE_EVENTS_MAX: Final = 256
 """Events of a page at most, but for a last batch that is longer (Temporal: history.maximumPageSize)."""

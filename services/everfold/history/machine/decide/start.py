@@ -23,12 +23,13 @@ from everfold.history.machine.decide.search_attributes import check_search_attri
 from everfold.history.machine.decide.signal import check_signal, is_repeated_signal, record_signal, signal_link
 from everfold.history.machine.decide.task_start import begin_task
 from everfold.history.machine.durations import InvalidDuration, checked_ns, fill_timeouts, set_duration
-from everfold.history.machine.events import copy_fields, serialize, set_time, varint
+from everfold.history.machine.events import copy_fields, serialize, set_time
 from everfold.history.machine.rejections import already_started, busy, invalid
 from everfold.history.machine.state import Run, Status
 from everfold.history.machine.step import Reply
 from everfold.history.machine.turn import Turn
 from everfold.kernel.ids import slot_of
+from everfold.kernel.varint import varint
 
 _FAILED: Final = frozenset((Status.FAILED, Status.CANCELED, Status.TERMINATED, Status.TIMED_OUT))
 
