@@ -11,9 +11,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 import grpc
 import grpc.aio
 import pytest
+import uvloop
 from google.rpc import status_pb2
 
-from everfold.frontend import gateway_grpcio, gateway_native
+from everfold.frontend import gateway_grpcio, gateway_http2
 from everfold.frontend.calls import CallContext, Handler, complete_table, known_methods
 from everfold.frontend.gateway import Gateway, open_gateway
 from everfold.kernel.errors import Code, StatusError
@@ -43,7 +44,7 @@ class Served:
         return caught.value
 
 
-@pytest.fixture(params=["native", "grpcio"])
+@pytest.fixture(params=["http2", "grpcio"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -60,7 +61,7 @@ def run(kind: str, handlers: Mapping[str, Handler], scenario: Callable[[Served],
         finally:
             await gateway.stop(0.2)
 
-    asyncio.run(body())
+    uvloop.run(body())
 
 
 async def echo(context: CallContext, request: bytes) -> bytes:
@@ -240,9 +241,9 @@ def test_a_cancelled_call_cancels_its_handler(kind: str) -> None:
             await asyncio.wait_for(cancelled.wait(), 10)
         await gateway.stop(0.1)
 
-    asyncio.run(body(lambda call: call.cancel() and None, 30))
+    uvloop.run(body(lambda call: call.cancel() and None, 30))
     # A client whose deadline passes is gone just the same.
-    asyncio.run(body(lambda call: None, 0.5))
+    uvloop.run(body(lambda call: None, 0.5))
 
 
 def test_a_lost_connection_cancels_its_handlers(kind: str) -> None:
@@ -269,7 +270,7 @@ def test_a_lost_connection_cancels_its_handlers(kind: str) -> None:
             await asyncio.wait_for(cancelled.acquire(), 10)
         await gateway.stop(0.1)
 
-    asyncio.run(body())
+    uvloop.run(body())
 
 
 def test_a_response_that_finds_no_client_is_given_back(kind: str) -> None:
@@ -299,7 +300,7 @@ def test_a_response_that_finds_no_client_is_given_back(kind: str) -> None:
         assert given_back[0] == b"task"
         await gateway.stop(0.1)
 
-    asyncio.run(body())
+    uvloop.run(body())
 
 
 def test_a_request_over_four_mebibytes_is_refused_in_grpcs_own_words(kind: str) -> None:
@@ -319,7 +320,7 @@ def test_a_request_over_four_mebibytes_is_refused_in_grpcs_own_words(kind: str) 
                 await scenario(Served(gateway, channel))
             await gateway.stop(0.1)
 
-        asyncio.run(body())
+        uvloop.run(body())
 
     unlimited({ECHO: echo})
 
@@ -360,7 +361,7 @@ def test_stopping_ends_long_polls_and_lets_answers_finish(kind: str) -> None:
                 await waiting
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
-    asyncio.run(body())
+    uvloop.run(body())
 
 
 def test_a_stream_sends_its_messages_in_order_and_ends(kind: str) -> None:
@@ -393,7 +394,7 @@ def test_a_stream_sends_its_messages_in_order_and_ends(kind: str) -> None:
             assert await channel.unary_unary(ECHO)(b"beside", timeout=10) == b"beside"
         await gateway.stop(0.1)
 
-    asyncio.run(body())
+    uvloop.run(body())
     assert heard == [(WATCH, 0), (WATCH, 0), (WATCH, 13), (ECHO, 0)]
 
 
@@ -423,7 +424,7 @@ def test_a_stream_ends_with_its_client_and_with_the_server(kind: str) -> None:
                 await asyncio.wait_for(stays.read(), 10)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
-    asyncio.run(body())
+    uvloop.run(body())
 
 
 def test_the_observer_hears_of_every_call(kind: str) -> None:
@@ -442,12 +443,12 @@ def test_the_observer_hears_of_every_call(kind: str) -> None:
                 await channel.unary_unary(POLL)(b"", timeout=10)
         await gateway.stop(0.1)
 
-    asyncio.run(body())
+    uvloop.run(body())
     assert heard == [(ECHO, 0), (POLL, 5)]
 
 
 def test_polls_go_before_the_other_requests_that_came_with_them() -> None:
-    """Of the native gateway alone: grpcio starts each handler by itself."""
+    """Of our own alone: grpcio starts each handler by itself."""
     served: list[bytes] = []
     echoes = 30
 
@@ -457,35 +458,24 @@ def test_polls_go_before_the_other_requests_that_came_with_them() -> None:
 
     async def body() -> None:
         table = complete_table({ECHO: note, POLL: note})
-        gateway = open_gateway("native", "127.0.0.1", 0, table, long_polls=frozenset({POLL}))
+        gateway = open_gateway("http2", "127.0.0.1", 0, table, long_polls=frozenset({POLL}))
         await gateway.start()
         with grpc.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
             await asyncio.to_thread(channel.unary_unary(ECHO), b"first", timeout=10)
             calls = [channel.unary_unary(ECHO).future(str(number).encode(), timeout=10) for number in range(echoes)]
             calls.append(channel.unary_unary(POLL).future(b"poll", timeout=10))
-            time.sleep(0.2)  # noqa: ASYNC251 - the loop is late: all of them wait in the socket,
-            for _ in range(3):
-                await asyncio.sleep(0)
-            time.sleep(0.2)  # noqa: ASYNC251 - and now in the library, the first of them with the thread
+            time.sleep(0.2)  # noqa: ASYNC251 - the loop is late: all of them wait in the socket
             await asyncio.gather(*(asyncio.to_thread(call.result, 10) for call in calls))
         await gateway.stop(0.1)
 
-    asyncio.run(body())
+    uvloop.run(body())
     assert served[0] == b"first"
     assert served.index(b"poll") < echoes, "it came last, and was served last"
     assert sorted(served) == sorted([b"first", b"poll", *(str(number).encode() for number in range(echoes))])
 
 
-def test_tls_is_served_by_grpcio_whatever_was_asked_for() -> None:
-    from everfold.frontend.gateway import TlsFiles
-    from everfold.frontend.gateway_grpcio import GrpcioGateway
-
-    files = TlsFiles(certificate_chain=b"", private_key=b"")
-    assert isinstance(open_gateway("native", "127.0.0.1", 0, complete_table({}), tls=files), GrpcioGateway)
-
-
 def test_calls_beyond_the_bound_are_told_that_there_are_too_many(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_native, "CALLS_MAX", 2)
+    monkeypatch.setattr(gateway_http2, "CALLS_MAX", 2)
     monkeypatch.setattr(gateway_grpcio, "CALLS_MAX", 2)
     held = asyncio.Event()
 
@@ -518,5 +508,5 @@ def test_paths_that_clients_make_up_are_counted_under_one_name_at_most(kind: str
                     await channel.unary_unary(f"{PREFIX}MadeUp{number}")(b"", timeout=10)
         await gateway.stop(0.1)
 
-    asyncio.run(body())
+    uvloop.run(body())
     assert not [path for path in heard if "MadeUp" in path]

@@ -50,7 +50,7 @@ def serve(gateway: str, scenario: Callable[[str, FakeRouter], Awaitable[None]]) 
     asyncio.run(body())
 
 
-@pytest.mark.parametrize("gateway", ["native", "grpcio"])
+@pytest.mark.parametrize("gateway", ["http2", "grpcio"])
 def test_a_client_connects_starts_and_signals(gateway: str) -> None:
     async def scenario(address: str, router: FakeRouter) -> None:
         client = await Client.connect(address)
@@ -70,7 +70,7 @@ def test_a_client_connects_starts_and_signals(gateway: str) -> None:
     serve(gateway, scenario)
 
 
-@pytest.mark.parametrize("gateway", ["native", "grpcio"])
+@pytest.mark.parametrize("gateway", ["http2", "grpcio"])
 def test_details_become_the_sdks_own_exceptions(gateway: str) -> None:
     async def scenario(address: str, router: FakeRouter) -> None:
         client = await Client.connect(address)
@@ -96,7 +96,7 @@ def test_details_become_the_sdks_own_exceptions(gateway: str) -> None:
     serve(gateway, scenario)
 
 
-@pytest.mark.parametrize("gateway", ["native", "grpcio"])
+@pytest.mark.parametrize("gateway", ["http2", "grpcio"])
 def test_a_worker_polls_and_goes(gateway: str) -> None:
     async def scenario(address: str, router: FakeRouter) -> None:
         polling, told = asyncio.Event(), asyncio.Event()

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+import uvloop
 from click.testing import CliRunner
 from temporalio.api.workflowservice.v1 import request_response_pb2 as ws
 from temporalio.client import Client
@@ -69,7 +70,7 @@ def serve(wanted: FrontendSettings, scenario: Callable[[str], Awaitable[None]]) 
         finally:
             await server.stop(0.5)
 
-    asyncio.run(body())
+    uvloop.run(body())
 
 
 async def start_workflow(address: str, tls: TLSConfig) -> None:
@@ -133,7 +134,7 @@ def test_with_a_client_authority_only_clients_with_its_certificates_are_served(
 
 
 def test_a_certificate_to_show_needs_its_key(signed: Signed) -> None:
-    status, said = asyncio.run(release("127.0.0.1:1", "--tls-cert-path", signed.certificate))
+    status, said = uvloop.run(release("127.0.0.1:1", "--tls-cert-path", signed.certificate))
     assert status == 2
     assert "give both, or neither" in said
 

@@ -64,18 +64,10 @@ def test_text_becomes_a_typed_value(name: str, text: str, value: object) -> None
         ({"EVERFOLD_FRONTEND_PORT": "seven"}, "(from EVERFOLD_FRONTEND_PORT) is not a whole number"),
         ({"EVERFOLD_FRONTEND_PORT": "70000"}, "above the most, 65535"),
         ({"EVERFOLD_KAFKA_SESSION_TIMEOUT_S": "5.9"}, "below the least, 6"),
-        ({"EVERFOLD_FRONTEND_GATEWAY": "rest"}, "is none of native, grpcio"),
+        ({"EVERFOLD_FRONTEND_GATEWAY": "rest"}, "is none of http2, grpcio"),
         ({"EVERFOLD_FRONTEND_TLS_CERT_PATH": "/c"}, "given without frontend.tls_key_path"),
         ({"EVERFOLD_FRONTEND_TLS_KEY_PATH": "/k"}, "given without frontend.tls_cert_path"),
         ({"EVERFOLD_FRONTEND_TLS_CLIENT_CA_PATH": "/a"}, "only TLS knows certificates"),
-        (
-            {
-                "EVERFOLD_FRONTEND_TLS_CERT_PATH": "/c",
-                "EVERFOLD_FRONTEND_TLS_KEY_PATH": "/k",
-                "EVERFOLD_FRONTEND_GATEWAY": "native",
-            },
-            "native, which has none",
-        ),
         ({"EVERFOLD_HISTORY_SHARDS": "6"}, "power of two"),
         ({"EVERFOLD_NODE_EPHEMERAL": "maybe"}, "expected yes or no"),
         ({"EVERFOLD_NODE_EPHEMERAL": "1", "EVERFOLD_NODE_DATA_DIR": "/x"}, "Drop one"),
@@ -108,9 +100,9 @@ def test_a_bad_file_is_refused(tmp_path: Path, content: str, complaint: str) -> 
     assert complaint in str(refused.value)
 
 
-@pytest.mark.parametrize("gateway", [{}, {"EVERFOLD_FRONTEND_GATEWAY": "grpcio"}])
-def test_tls_goes_with_grpcio_and_with_a_gateway_that_nobody_chose(gateway: dict[str, str]) -> None:
-    load({"frontend.tls_cert_path": "/c", "frontend.tls_key_path": "/k"}, gateway)
+@pytest.mark.parametrize("gateway", ["http2", "grpcio"])
+def test_tls_goes_with_every_gateway(gateway: str) -> None:
+    load({"frontend.tls_cert_path": "/c", "frontend.tls_key_path": "/k"}, {"EVERFOLD_FRONTEND_GATEWAY": gateway})
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ def settings(**values: int) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", numbers[name], value) for name, value in values.items()))
 
 
+def window(stream: int, count: int) -> bytes:
+    return frame(WINDOW_UPDATE, 0, stream, count.to_bytes(4, "big"))
+
+
 def literal(name: str, value: str) -> bytes:
     assert len(name) < 127
     assert len(value) < 127

@@ -1,16 +1,14 @@
 """The gRPC port: raw request bytes in, raw response bytes out.
 
-Two implementations stand behind one interface and one contract suite (`tests/contract/test_gateway.py`): the native one
-for plaintext, whose cost per call is a tenth (docs/decisions/0006-gateway.md), and grpcio's for TLS and wherever the
-native wheel is missing. They own no semantics: a call becomes a handler's coroutine, a `StatusError` becomes a status.
+Two implementations stand behind one interface and one contract suite (`tests/contract/test_gateway.py`): our own, whose
+cost per call is a tenth and which bounds bytes (docs/decisions/0037-http2-on-the-loop.md), and grpcio's, by which it is
+measured. They own no semantics: a call becomes a handler's coroutine, a `StatusError` becomes a status.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Protocol
 
 from everfold.frontend.calls import CallObserver, Handler, StreamHandler
@@ -96,11 +94,6 @@ def too_many_calls() -> StatusError:
     return StatusError(Code.RESOURCE_EXHAUSTED, f"the process has {CALLS_MAX} calls under way; start another frontend")
 
 
-def native_available() -> bool:
-    """Whether the native gRPC wheel is installed here."""
-    return importlib.util.find_spec("pygrpc_native") is not None
-
-
 def open_gateway(
     kind: str,
     host: str,
@@ -117,7 +110,7 @@ def open_gateway(
     """Makes the gateway of a kind; `start` binds it.
 
     Args:
-        kind: "native" or "grpcio". Native falls back to grpcio when TLS is asked for or the wheel is missing.
+        kind: "http2" or "grpcio".
         host: the address to bind.
         port: the port to bind; 0 lets the kernel choose.
         handlers: method path to handler; paths that are not in it answer UNIMPLEMENTED.
@@ -128,17 +121,17 @@ def open_gateway(
         tls: serve TLS with these; None serves plaintext.
         observer: told of every finished call.
     """
-    if kind not in ("native", "grpcio"):
-        raise ValueError(f"expected gateway 'native' or 'grpcio', found {kind!r}")
     make: Callable[..., Gateway]
-    if kind == "native" and tls is None and native_available():
-        from everfold.frontend.gateway_native import NativeGateway
+    if kind == "http2":
+        from everfold.frontend.gateway_http2 import Http2Gateway
 
-        make = NativeGateway
-    else:
+        make = Http2Gateway
+    elif kind == "grpcio":
         from everfold.frontend.gateway_grpcio import GrpcioGateway
 
-        make = partial(GrpcioGateway, tls=tls)
+        make = GrpcioGateway
+    else:
+        raise ValueError(f"expected gateway 'http2' or 'grpcio', found {kind!r}")
     return make(
         host,
         port,
@@ -147,5 +140,6 @@ def open_gateway(
         long_polls=long_polls,
         request_bytes_max=request_bytes_max,
         descriptors_max=descriptors_max,
+        tls=tls,
         observer=observer,
     )

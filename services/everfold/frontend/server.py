@@ -69,7 +69,7 @@ class FrontendServer:
         cluster: ClusterFacts,
         visibility: VisibilityIndex | None = None,
         freshness: Freshness | None = None,
-        gateway: str = "native",
+        gateway: str = "http2",
         descriptors_max: int = DESCRIPTORS_MAX,
         tls: TlsFiles | None = None,
         limits: FrontendLimits | None = None,
@@ -87,9 +87,9 @@ class FrontendServer:
             cluster: what GetClusterInfo says; its address is filled in when it is empty and the port is known.
             visibility: the index behind List and Count; without one they answer UNAVAILABLE.
             freshness: how far the index is, where that is known; without it lists do not wait for the index.
-            gateway: "native" or "grpcio".
+            gateway: "http2" or "grpcio".
             descriptors_max: file descriptors that the connections of clients may take.
-            tls: serve TLS (on grpcio).
+            tls: serve TLS.
             limits: bounds; Temporal's defaults if None.
             observer: told of every finished call (method path, gRPC code, seconds).
         """

@@ -1,4 +1,4 @@
-"""The guard in front of the native gateway, met by clients that speak HTTP/2 by hand."""
+"""What the gateway bounds, met by clients that speak HTTP/2 by hand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 import pytest
+import uvloop
 
-from everfold.frontend import guard, guard_connection, guard_ledger
+from everfold.frontend import gateway_http2
 from everfold.frontend.calls import CallContext, Handler, complete_table
 from everfold.frontend.gateway import open_gateway
-from everfold.frontend.gateway_native import NativeGateway
+from everfold.frontend.gateway_http2 import Http2Gateway
+from everfold.frontend.http2 import bytes_held, connection, request_body
 from everfold.kernel.errors import Code, StatusError
 from support.wire import (
     CONTINUATION,
@@ -33,7 +35,10 @@ from support.wire import (
     Stranger,
     frame,
     headers,
+    literal,
     message,
+    settings,
+    window,
 )
 
 ECHO = SERVICE + "GetClusterInfo"
@@ -46,11 +51,9 @@ async def echo(context: CallContext, request: bytes) -> bytes:
 
 
 class Served:
-    def __init__(self, gateway: NativeGateway) -> None:
+    def __init__(self, gateway: Http2Gateway) -> None:
         self.gateway = gateway
         self.address = f"127.0.0.1:{gateway.port}"
-        assert gateway._guard is not None
-        self.guard = gateway._guard
 
     async def stranger(self, work: Callable[[Stranger], T]) -> T:
         """A stranger's doings, beside the loop."""
@@ -63,7 +66,7 @@ class Served:
 
     async def nothing_held(self) -> None:
         async with asyncio.timeout(10):
-            while self.guard.requests.held or self.guard.answers.held or self.guard._streams:  # noqa: ASYNC110
+            while self.gateway.requests.held or self.gateway.answers.held or self.gateway._calls:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     async def works(self) -> None:
@@ -73,8 +76,8 @@ class Served:
 
 def run(handlers: Mapping[str, Handler], scenario: Callable[[Served], Awaitable[None]], **options: int) -> None:
     async def body() -> None:
-        gateway = open_gateway("native", "127.0.0.1", 0, complete_table(handlers), **options)  # type: ignore[arg-type]
-        assert isinstance(gateway, NativeGateway)
+        gateway = open_gateway("http2", "127.0.0.1", 0, complete_table(handlers), **options)  # type: ignore[arg-type]
+        assert isinstance(gateway, Http2Gateway)
         await gateway.start()
         try:
             served = Served(gateway)
@@ -84,11 +87,11 @@ def run(handlers: Mapping[str, Handler], scenario: Callable[[Served], Awaitable[
         finally:
             await gateway.stop(0.2)
 
-    asyncio.run(body())
+    uvloop.run(body())
 
 
 def status(frames: list[tuple[int, int, int, bytes]]) -> tuple[int, str]:
-    """What a refusal of the guard's own says."""
+    """What a refusal says."""
     (block,) = [payload for kind, flags, _, payload in frames if kind == HEADERS and flags & END_STREAM]
     _, _, rest = block.partition(b"\x0bgrpc-status")
     return int(rest[1 : 1 + rest[0]]), rest.partition(b"\x0cgrpc-message")[2][1:].decode()
@@ -151,7 +154,7 @@ def test_a_second_message_is_refused() -> None:
 
 
 def test_unfinished_requests_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "REQUESTS_HELD_MAX", 4 * MB)
+    monkeypatch.setattr(gateway_http2, "REQUESTS_HELD_MAX", 4 * MB)
 
     async def scenario(served: Served) -> None:
         def begin(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
@@ -161,7 +164,7 @@ def test_unfinished_requests_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> 
                 stranger.send(prefix[:5] + number.to_bytes(4, "big") + prefix[9:])
                 stranger.send(frame(DATA, 0, number, bytes(FRAME_BYTES)) * 63)
             found = stranger.frames(10, until=RST_STREAM)
-            assert 0 < served.guard.requests.held <= 2 * MB  # half of the budget is for others
+            assert 0 < served.gateway.requests.held <= 2 * MB  # half of the budget is for others
             return found
 
         code, text = status(await served.stranger(begin))
@@ -171,9 +174,23 @@ def test_unfinished_requests_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> 
     run({ECHO: echo}, scenario)
 
 
+def test_many_large_requests_at_once_wait_for_room_and_none_is_refused() -> None:
+    async def slow(context: CallContext, request: bytes) -> bytes:
+        await asyncio.sleep(0.05)
+        return str(len(request)).encode() if len(request) > 5 else request
+
+    async def scenario(served: Served) -> None:
+        async with grpc.aio.insecure_channel(served.address) as channel:
+            call = channel.unary_unary(ECHO)
+            answers = await asyncio.gather(*(call(bytes(2 * MB), timeout=25) for _ in range(60)))
+        assert answers == [str(2 * MB).encode()] * 60
+
+    run({ECHO: slow}, scenario)
+
+
 def test_an_unfinished_request_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(guard_connection, "UNFINISHED_SECONDS", 0.2)
+    monkeypatch.setattr(gateway_http2, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "UNFINISHED_SECONDS", 0.2)
 
     async def scenario(served: Served) -> None:
         def begin(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
@@ -187,7 +204,7 @@ def test_an_unfinished_request_ends_when_its_time_is_over(monkeypatch: pytest.Mo
 
 
 def test_headers_count_as_what_they_unfold_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "REQUESTS_HELD_MAX", 200_000)
+    monkeypatch.setattr(gateway_http2, "REQUESTS_HELD_MAX", 200_000)
     held = asyncio.Event()
 
     async def hold(context: CallContext, request: bytes) -> bytes:
@@ -216,9 +233,9 @@ def test_headers_count_as_what_they_unfold_to(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_answers_that_are_not_read_are_given_back_beyond_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "ANSWERS_HELD_MAX", 8 * MB)
-    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(guard_connection, "UNREAD_SWEEPS", 60)
+    monkeypatch.setattr(gateway_http2, "ANSWERS_HELD_MAX", 8 * MB)
+    monkeypatch.setattr(gateway_http2, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "UNREAD_SWEEPS", 60)
     given_back = 0
 
     async def large(context: CallContext, request: bytes) -> bytes:
@@ -233,7 +250,7 @@ def test_answers_that_are_not_read_are_given_back_beyond_the_budget(monkeypatch:
         def ask(stranger: Stranger) -> bool:
             for number in range(1, 41, 2):
                 stranger.call(number, "GetClusterInfo", message(b"large"))
-            assert served.guard.answers.held <= 4 * MB
+            assert served.gateway.answers.held <= 4 * MB
             return _abandoned(served)
 
         assert await served.stranger(ask), "the connection of a client that reads nothing was not cut"
@@ -244,14 +261,14 @@ def test_answers_that_are_not_read_are_given_back_beyond_the_budget(monkeypatch:
 
 def _abandoned(served: Served) -> bool:
     deadline = time.monotonic() + 10
-    while served.guard._connections and time.monotonic() < deadline:
+    while served.gateway._connections and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not served.guard._connections
+    return not served.gateway._connections
 
 
 def test_a_connection_that_never_greets_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(guard_connection, "GREETING_SECONDS", 0.3)
+    monkeypatch.setattr(gateway_http2, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "GREETING_SECONDS", 0.3)
 
     async def scenario(served: Served) -> None:
         def silent(beginning: bytes) -> bool:
@@ -279,9 +296,9 @@ def test_what_is_not_http2_is_closed_at_once(beginning: bytes) -> None:
 
 
 def test_an_idle_connection_is_told_to_go_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(guard_connection, "IDLE_SECONDS", 0.3)
-    monkeypatch.setattr(guard_connection, "LEAVING_SECONDS", 0.2)
+    monkeypatch.setattr(gateway_http2, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "LEAVING_SECONDS", 0.2)
 
     async def scenario(served: Served) -> None:
         def idle(stranger: Stranger) -> bool:
@@ -294,22 +311,26 @@ def test_an_idle_connection_is_told_to_go_and_closed(monkeypatch: pytest.MonkeyP
 
 
 def test_an_old_connection_is_told_to_go_and_its_calls_finish(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(guard_connection, "AGE_SECONDS", 0.3)
-    monkeypatch.setattr(guard_connection, "LEAVING_SECONDS", 0.2)
+    monkeypatch.setattr(gateway_http2, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "AGE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "LEAVING_SECONDS", 0.2)
 
     async def slow(context: CallContext, request: bytes) -> bytes:
         await asyncio.sleep(1.5 if request == b"slow" else 0)
         return request
 
+    connections: set[connection.Connection] = set()
+
     async def scenario(served: Served) -> None:
+        admit = served.gateway.admit
+        monkeypatch.setattr(served.gateway, "admit", lambda one: connections.add(one) or admit(one))
         async with grpc.aio.insecure_channel(served.address) as channel:
             call = channel.unary_unary(ECHO)(b"slow", timeout=10)
             while not call.done():
                 assert await channel.unary_unary(ECHO)(b"beside", timeout=10) == b"beside"
                 await asyncio.sleep(0.01)
             assert await call == b"slow"
-        assert served.guard._opened > 10
+        assert len(connections) > 1
 
     run({ECHO: slow}, scenario)
 
@@ -325,10 +346,10 @@ def test_connections_beyond_the_bound_are_turned_away() -> None:
 
         assert await asyncio.to_thread(many) == (6, 10)
         async with asyncio.timeout(5):
-            while served.guard._connections:  # noqa: ASYNC110
+            while served.gateway._connections:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
-    run({ECHO: echo}, scenario, descriptors_max=4 * guard.DESCRIPTORS_PER_CONNECTION)
+    run({ECHO: echo}, scenario, descriptors_max=4)
 
 
 def test_frames_may_come_a_byte_at_a_time_and_headers_in_pieces() -> None:
@@ -374,19 +395,159 @@ def test_a_frame_that_is_too_large_ends_the_connection() -> None:
     run({ECHO: echo}, scenario)
 
 
-def test_a_client_cannot_name_another_clients_call() -> None:
-    """The library knows a call by a header that only the guard can name; a copy of a guess counts for nothing."""
-    seen: list[CallContext] = []
+def test_an_answer_waits_for_the_clients_windows_and_others_pass_it() -> None:
+    async def large(context: CallContext, request: bytes) -> bytes:
+        return b"x" * 100_000 if request == b"large" else request
 
-    async def look(context: CallContext, request: bytes) -> bytes:
-        seen.append(context)
+    async def scenario(served: Served) -> None:
+        def narrow() -> None:
+            with Stranger(served.address, window=1_000) as stranger:
+                stranger.call(1, "GetClusterInfo", message(b"large"))
+                assert [len(payload) for kind, *_, payload in stranger.frames(0.3) if kind == DATA] == [1_000]
+                stranger.call(3, "GetClusterInfo", message(b"small"))
+                beside = stranger.frames(10, until=DATA)
+                assert beside[-1][2:] == (3, message(b"small"))
+                # Smaller than what was sent already: the window of the first call is below zero from here on.
+                stranger.send(settings(window=400))
+                stranger.send(window(1, 700))
+                got = [payload for kind, _, number, payload in stranger.frames(0.3) if (kind, number) == (DATA, 1)]
+                assert sum(map(len, got)) == 100
+                stranger.send(window(1, 2**20))
+                # The connection's window is what is left of 65,535 bytes.
+                got += [payload for kind, _, number, payload in stranger.frames(0.5) if (kind, number) == (DATA, 1)]
+                assert sum(map(len, got)) == 65_535 - 1_000 - len(message(b"small"))
+                stranger.send(window(0, 2**20))
+                found = stranger.frames(10, until=HEADERS)
+                got += [payload for kind, _, number, payload in found if (kind, number) == (DATA, 1)]
+                assert sum(map(len, got)) == 100_000 + 5 - 1_000
+                assert found[-1][1] & END_STREAM
+
+        await asyncio.to_thread(narrow)
+
+    run({ECHO: large}, scenario)
+
+
+@pytest.mark.parametrize(("where", "count", "error"), [(1, 2**31 - 1, 3), (1, 0, 1), (0, 2**31 - 1, 3), (0, 0, 1)])
+def test_a_window_that_grows_too_far_or_not_at_all_is_an_error(where: int, count: int, error: int) -> None:
+    held = asyncio.Event()
+
+    async def hold(context: CallContext, request: bytes) -> bytes:
+        if request == b"hold":
+            await held.wait()
         return request
 
     async def scenario(served: Served) -> None:
-        await served.works()
-        assert served.guard.key_name not in [name for name, _ in seen[0].metadata]
+        def widen(stranger: Stranger) -> tuple[int, int]:
+            stranger.call(1, "GetClusterInfo", message(b"hold"))
+            stranger.send(window(where, count))
+            kind, _, _, payload = stranger.frames(10, until=RST_STREAM if where else GOAWAY)[-1]
+            return kind, int.from_bytes(payload[-4:], "big")
 
-    run({ECHO: look}, scenario)
+        assert await served.stranger(widen) == (RST_STREAM if where else GOAWAY, error)
+        held.set()
+
+    run({ECHO: hold}, scenario)
+
+
+def test_calls_beyond_a_connections_bound_are_to_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "STREAMS_PER_CONNECTION_MAX", 2)
+    held = asyncio.Event()
+
+    async def hold(context: CallContext, request: bytes) -> bytes:
+        if request == b"hold":
+            await held.wait()
+        return request
+
+    async def scenario(served: Served) -> None:
+        def ask(stranger: Stranger) -> tuple[int, int, int, bytes]:
+            for number in (1, 3, 5):
+                stranger.call(number, "GetClusterInfo", message(b"hold"))
+            return stranger.frames(10, until=RST_STREAM)[-1]
+
+        refused_stream = 7
+        assert await served.stranger(ask) == (RST_STREAM, 0, 5, refused_stream.to_bytes(4, "big"))
+        held.set()
+
+    run({ECHO: hold}, scenario)
+
+
+def test_trailers_end_a_request() -> None:
+    async def scenario(served: Served) -> None:
+        def trail(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            stranger.ask(1, "GetClusterInfo")
+            stranger.send(frame(DATA, 0, 1, message(b"and that was all")))
+            stranger.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, literal("x-sum", "42")))
+            return stranger.frames(10, until=DATA)
+
+        assert (await served.stranger(trail))[-1][3] == message(b"and that was all")
+
+    run({ECHO: echo}, scenario)
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        ({"content-type": "text/plain"}, ":status\x03415"),
+        ({"grpc-timeout": "soon"}, "malformed grpc-timeout"),
+        ({"grpc-timeout": "123456789S"}, "malformed grpc-timeout"),
+        ({"grpc-encoding": "snappy"}, "Decompressor is not installed for grpc-encoding"),
+        ({"blob-bin": "@"}, "malformed binary metadata"),
+    ],
+)
+def test_headers_that_grpc_does_not_have_are_refused(fields: dict[str, str], answer: str) -> None:
+    async def scenario(served: Served) -> None:
+        def ask(stranger: Stranger) -> bytes:
+            stranger.call(1, "GetClusterInfo", message(b""), **fields)
+            kind, flags, _, payload = stranger.frames(10, until=HEADERS)[-1]
+            assert (kind, flags & END_STREAM) == (HEADERS, END_STREAM)
+            return payload
+
+        assert answer.encode() in await served.stranger(ask)
+
+    run({ECHO: echo}, scenario)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_body_that_ends_too_early_is_refused(ended: bool) -> None:
+    async def scenario(served: Served) -> None:
+        def ask(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            stranger.call(1, "GetClusterInfo", message(bytes(100))[:50] if ended else b"")
+            return stranger.frames(10, until=HEADERS)
+
+        code, text = status(await served.stranger(ask))
+        assert code == 13
+        assert ("found 45 and the end" if ended else "found none") in text
+
+    run({ECHO: echo}, scenario)
+
+
+def test_a_header_block_without_end_closes_the_connection() -> None:
+    async def scenario(served: Served) -> None:
+        def flood(stranger: Stranger) -> bool:
+            stranger.send(frame(HEADERS, 0, 1, headers(ECHO)))
+            stranger.send(frame(CONTINUATION, 0, 1, literal("pad", "x" * 100) * 100) * 10)
+            return stranger.closed_within(5)
+
+        assert await served.stranger(flood)
+
+    run({ECHO: echo}, scenario)
+
+
+def test_headers_that_unfold_to_too_much_are_refused_and_the_connection_goes_on() -> None:
+    async def scenario(served: Served) -> None:
+        def unfold(stranger: Stranger) -> tuple[int, str]:
+            value = b"x" * 3_000
+            entry = b"\x40\x03pad\x7f" + bytes(((len(value) - 127) % 128 + 128, (len(value) - 127) // 128)) + value
+            stranger.send(frame(HEADERS, END_HEADERS, 1, headers(ECHO) + entry + b"\xbe" * 10_000))
+            found = status(stranger.frames(10, until=RST_STREAM))
+            stranger.send(frame(HEADERS, END_HEADERS, 3, headers(ECHO) + b"\xbe"))
+            stranger.send(frame(DATA, END_STREAM, 3, message(b"on")))
+            assert stranger.frames(10, until=DATA)[-1][3] == message(b"on")
+            return found
+
+        assert await served.stranger(unfold) == (8, "received header list size exceeds limit of 65536 bytes")
+
+    run({ECHO: echo}, scenario)
 
 
 @pytest.fixture
@@ -430,8 +591,7 @@ def test_a_refused_request_is_not_kept_by_its_own_exception(rings: Callable[[], 
 
 
 def test_an_inflater_counts_for_what_it_holds() -> None:
-    budget = guard_ledger.Budget(4 * guard_ledger.INFLATER_BYTES)
-    account, answers = guard_ledger.Account(budget), guard_ledger.Account(guard_ledger.Budget(0))
-    streams = [guard_ledger.Stream(n, b"", "", 0.0, account, answers, MB) for n in range(3)]
+    account = bytes_held.Account(bytes_held.Budget(4 * request_body.INFLATER_BYTES))
+    bodies = [request_body.RequestBody(account, MB) for _ in range(3)]
     prefix = message(bytes(100), compressed=True)[:5]
-    assert [stream.admit(prefix) is None for stream in streams] == [True, True, False]
+    assert [body.take(prefix) is None for body in bodies] == [True, True, False]

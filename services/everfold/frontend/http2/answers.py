@@ -1,0 +1,187 @@
+"""The way out of a connection: what is answered, as far as the client lets it out.
+
+A client bounds what it is sent by windows (RFC 9113, 5.2), one for the connection and one for each call, and by what
+its socket takes. An answer that fits goes out in one piece and is never held. What does not fit waits here, counted,
+and goes out in turns of a frame per call, so that a large answer does not hold up a small one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from everfold.frontend.http2 import frames
+from everfold.frontend.http2.bytes_held import Account
+
+
+class Outgoing:
+    """One call's answer.
+
+    Attributes:
+        number: of the call's stream.
+        window: bytes of messages that the client takes for this call; it may be negative (RFC 9113, 6.9.2).
+        begun: its headers were sent.
+        parts: what waits.
+        end: the frames after it, None while more may come.
+        drained: done when `parts` is empty; for whoever sends message after message.
+    """
+
+    __slots__ = ("begun", "drained", "end", "number", "parts", "window")
+
+    def __init__(self, number: int, window: int) -> None:
+        self.number = number
+        self.window = window
+        self.begun = False
+        self.parts: deque[memoryview] = deque()
+        self.end: bytes | None = None
+        self.drained: asyncio.Future[None] | None = None
+
+
+class Answers:
+    """What a client is sent.
+
+    Args:
+        transport: the client's.
+        account: counts what waits.
+
+    Attributes:
+        passed_bytes: of answers that waited, so far; whether it grows tells whether the client reads.
+    """
+
+    def __init__(self, transport: asyncio.Transport, account: Account) -> None:
+        self._transport = transport
+        self._account = account
+        self._window = frames.WINDOW_BYTES
+        #: the socket takes no more for now
+        self._paused = False
+        #: bytes in the socket's buffer that are counted, while it takes no more
+        self._in_socket = 0
+        #: those with parts that wait, in the order of their turns
+        self._waiting: dict[int, Outgoing] = {}
+        self.passed_bytes = 0
+
+    def send(self, data: bytes) -> None:
+        """Sends frames that no window counts."""
+        self._transport.write(data)
+
+    def answer(self, out: Outgoing, response: bytes) -> bool:
+        """Sends an answer of one message; False, and nothing is sent, when too much waits already."""
+        size = frames.GRPC_PREFIX.size + len(response)
+        if size <= frames.FRAME_BYTES_MAX and size <= out.window and size <= self._window and not self._paused:
+            self._window -= size
+            self._transport.write(frames.whole_answer(out.number, response))
+            return True
+        if not self.message(out, response):
+            return False
+        self.end(out, frames.answer_ends(out.number))
+        return True
+
+    def message(self, out: Outgoing, message: bytes) -> bool:
+        """Sends one message of several; False, and nothing is sent, when too much waits already."""
+        size = frames.GRPC_PREFIX.size + len(message)
+        if not self._account.take(size):
+            return False
+        if not out.begun:
+            out.begun = True
+            self._transport.write(frames.answer_begins(out.number))
+        out.parts.append(memoryview(frames.GRPC_PREFIX.pack(0, len(message))))
+        if message:
+            out.parts.append(memoryview(message))
+        self._waiting[out.number] = out
+        self.go_on()
+        return True
+
+    def end(self, out: Outgoing, data: bytes) -> None:
+        """Ends an answer with these frames, behind all that waits of it."""
+        if out.parts:
+            out.end = data
+        else:
+            self._transport.write(data)
+
+    def drop(self, out: Outgoing) -> None:
+        """The call is gone: what waits of it is not sent any more."""
+        self._waiting.pop(out.number, None)
+        self._account.give_back(sum(map(len, out.parts)))
+        out.parts.clear()
+        _wake(out)
+
+    def wider(self, out: Outgoing | None, count: int) -> bool:
+        """The client takes `count` bytes more, for a call or (None) on the connection; False when that is too many."""
+        if out is None:
+            self._window += count
+            if self._window > frames.WINDOW_BYTES_MAX:
+                return False
+        else:
+            out.window += count
+            if out.window > frames.WINDOW_BYTES_MAX:
+                return False
+        if self._waiting:
+            self.go_on()
+        return True
+
+    def pause(self) -> bool:
+        """The socket takes no more. False when more than is allowed is in its buffer."""
+        self._paused = True
+        waiting = self._transport.get_write_buffer_size()
+        if not self._account.take(waiting):
+            return False
+        self._in_socket += waiting
+        return True
+
+    def resume(self) -> None:
+        """The socket takes more again."""
+        self._paused = False
+        self._account.give_back(self._in_socket)
+        self._in_socket = 0
+        self.go_on()
+
+    def close(self) -> None:
+        """The connection has ended."""
+        self._paused = True
+        self._account.give_back(self._in_socket)
+        self._in_socket = 0
+        for out in list(self._waiting.values()):
+            self.drop(out)
+
+    def go_on(self) -> None:
+        """Sends of what waits as much as is taken, a frame of each call in turns."""
+        stuck = 0
+        while self._waiting and stuck < len(self._waiting) and self._window > 0 and not self._paused:
+            number, out = next(iter(self._waiting.items()))
+            del self._waiting[number]
+            if out.window <= 0:
+                stuck += 1
+                self._waiting[number] = out
+                continue
+            stuck = 0
+            piece = _piece(out.parts, min(frames.FRAME_BYTES_MAX, out.window, self._window))
+            out.window -= len(piece)
+            self._window -= len(piece)
+            self.passed_bytes += len(piece)
+            self._account.give_back(len(piece))
+            if out.parts:
+                self._waiting[number] = out
+            data = frames.frame(frames.DATA, 0, number, piece)
+            if not out.parts:
+                if out.end is not None:
+                    data += out.end
+                _wake(out)
+            self._transport.write(data)
+
+
+def _piece(parts: deque[memoryview], most: int) -> bytes:
+    """Takes at most so many bytes from the front of the parts, and at least one."""
+    taken: list[memoryview] = []
+    while parts and most:
+        part = parts.popleft()
+        if len(part) > most:
+            parts.appendleft(part[most:])
+            part = part[:most]
+        taken.append(part)
+        most -= len(part)
+    return b"".join(taken)
+
+
+def _wake(out: Outgoing) -> None:
+    if out.drained is not None and not out.drained.done():
+        out.drained.set_result(None)
