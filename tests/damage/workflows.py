@@ -41,15 +41,17 @@ def start_workflows(server: Server, prefix: str, count: int) -> None:
             )
 
 
-def histories(server: Server, prefix: str, count: int) -> list[bytes]:
-    """Every workflow's history, as bytes."""
+def history(server: Server, workflow_id: str) -> bytes:
+    """A workflow's history, as bytes."""
     with connected(server) as client:
-        return [
-            client.call(
-                "GetWorkflowExecutionHistory", namespace="default", execution={"workflow_id": f"{prefix}-{number}"}
-            ).history.SerializeToString(deterministic=True)
-            for number in range(count)
-        ]
+        answer = client.call("GetWorkflowExecutionHistory", namespace="default", execution={"workflow_id": workflow_id})
+        found: bytes = answer.history.SerializeToString(deterministic=True)
+        return found
+
+
+def histories(server: Server, prefix: str, count: int) -> list[bytes]:
+    """Every workflow's history."""
+    return [history(server, f"{prefix}-{number}") for number in range(count)]
 
 
 def tables(directory: Path) -> dict[str, str]:

@@ -34,8 +34,8 @@ async def until(condition: Callable[[], bool], within_s: float = 10) -> None:
         await asyncio.sleep(0.01)
 
 
-def worker(lives: Path, *arguments: str) -> WorkerServer:
-    return WorkerServer([sys.executable, "-c", CHILD, str(lives), *arguments], {"EXTRA": "given"})
+def worker(lives: Path, *arguments: str, after: asyncio.Event | None = None) -> WorkerServer:
+    return WorkerServer([sys.executable, "-c", CHILD, str(lives), *arguments], {"EXTRA": "given"}, after=after)
 
 
 def alive(pid: int) -> bool:
@@ -67,6 +67,27 @@ def test_a_child_that_dies_is_started_again_and_ends_with_the_service(tmp_path: 
     asyncio.run(run())
     assert {line.split()[1:][1] for line in lives.read_text().splitlines()} == {"given"}
     assert {int(line.split()[1]) for line in lives.read_text().splitlines()} == {os.getpid()}
+
+
+def test_a_child_may_be_started_later_and_a_service_stopped_before(tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+
+    async def run() -> None:
+        after = asyncio.Event()
+        service = worker(lives, after=after)
+        await service.start()
+        await asyncio.sleep(0.3)
+        assert service.pid is None
+        after.set()
+        await until(lambda: lives.exists() and len(lives.read_text().splitlines()) == 1)
+        assert service.restarts == 0
+        await service.stop()
+        never = worker(lives, after=asyncio.Event())
+        await never.start()
+        await never.stop()
+
+    asyncio.run(run())
+    assert len(lives.read_text().splitlines()) == 1
 
 
 def test_a_start_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

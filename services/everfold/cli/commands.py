@@ -51,9 +51,9 @@ def server() -> None:
 @settings_flags(*SECTIONS)
 def start_dev(loaded: Loaded) -> None:
     """Start all four services and a Kafka broker on this machine."""
-    from everfold.cli import dev, serve
+    from everfold.cli import dev, program
 
-    _run(loaded, lambda: serve.run(dev.DevServer(loaded.settings)))
+    _run(loaded, lambda: program.run(dev.DevServer(loaded.settings)))
 
 
 @everfold.command("frontend", cls=SectionedCommand)
@@ -256,9 +256,9 @@ def setup_broker() -> None:
 
 
 def _serve_one(loaded: Loaded, role: str) -> None:
-    from everfold.cli import serve
+    from everfold.cli import program, serve
 
-    _run(loaded, lambda: serve.run(serve.OneService(loaded.settings, role)))
+    _run(loaded, lambda: program.run(serve.OneService(loaded.settings, role)))
 
 
 def _topology(loaded: Loaded) -> None:

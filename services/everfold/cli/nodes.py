@@ -20,9 +20,9 @@ from confluent_kafka.admin import AdminClient
 from everfold.cli.ports import cannot_listen
 from everfold.frontend.cluster import ClusterFacts
 from everfold.frontend.freshness import Freshness
-from everfold.frontend.gateway import TlsFiles
 from everfold.frontend.limits import FrontendLimits
 from everfold.frontend.server import LONG_POLLS, FrontendServer
+from everfold.frontend.tls_files import TlsFiles
 from everfold.history.config import HistoryConfig
 from everfold.history.machine_reads import MachineReads
 from everfold.history.namespaces import RegistryNamespaces

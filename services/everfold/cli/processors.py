@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from everfold.cli import topics
-from everfold.cli.serve import in_directory, open_data_dir
+from everfold.cli.directories import in_directory, open_data_dir
 from everfold.runtime import config
 from everfold.runtime.config import OPTIONS, Settings
 from everfold.runtime.datadir import WORKER

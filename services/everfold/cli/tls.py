@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from everfold.frontend.gateway import TlsFiles
+from everfold.frontend.tls_files import TlsFiles
 from everfold.runtime.config import FrontendSettings
 from everfold.runtime.lifecycle import Fatal
 

@@ -8,10 +8,10 @@ measured. They own no semantics: a call becomes a handler's coroutine, a `Status
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from everfold.frontend.calls import CallObserver, Handler, StreamHandler
+from everfold.frontend.tls_files import TlsFiles
 from everfold.kernel.errors import Code, StatusError
 
 REQUEST_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -55,15 +55,6 @@ SHUTDOWN_GRACE_SECONDS: Final = 2.0
 
 UNKNOWN_PATH: Final = "/unknown"
 """The one name under which an observer hears of calls whose method is not known, or not read."""
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """Server certificate and key, PEM. With client CAs, clients must show a certificate that one of them signed."""
-
-    certificate_chain: bytes
-    private_key: bytes
-    client_ca: bytes | None = None
 
 
 class Gateway(Protocol):

@@ -27,10 +27,10 @@ from everfold.frontend.gateway import (
     SHUTDOWN_GRACE_SECONDS,
     STREAMS_PER_CONNECTION_MAX,
     UNKNOWN_PATH,
-    TlsFiles,
     too_large,
 )
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
+from everfold.frontend.tls_files import TlsFiles
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.tracebacks import let_go
 

@@ -23,13 +23,13 @@ from everfold.frontend.gateway import (
     REQUEST_BYTES_MAX,
     SHUTDOWN_GRACE_SECONDS,
     UNKNOWN_PATH,
-    TlsFiles,
     too_many_calls,
 )
 from everfold.frontend.http2.bytes_held import ANSWERS_HELD_MAX, REQUESTS_HELD_MAX, Budget, too_much_held
 from everfold.frontend.http2.call import Call
 from everfold.frontend.http2.connection import Connection
 from everfold.frontend.status import status_of
+from everfold.frontend.tls_files import TlsFiles
 from everfold.kernel.errors import Code, StatusError
 from everfold.runtime.eager import start_now
 from everfold.runtime.tracebacks import let_go

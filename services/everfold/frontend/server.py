@@ -23,7 +23,7 @@ from everfold.frontend.cluster import ClusterFacts, ClusterHandlers
 from everfold.frontend.core import Core
 from everfold.frontend.depth import bounded
 from everfold.frontend.freshness import Freshness
-from everfold.frontend.gateway import DESCRIPTORS_MAX, SHUTDOWN_GRACE_SECONDS, Gateway, TlsFiles, open_gateway
+from everfold.frontend.gateway import DESCRIPTORS_MAX, SHUTDOWN_GRACE_SECONDS, Gateway, open_gateway
 from everfold.frontend.limits import FrontendLimits
 from everfold.frontend.namespace import NamespaceHandlers
 from everfold.frontend.operator import OperatorHandlers
@@ -31,6 +31,7 @@ from everfold.frontend.polls import PollHandlers
 from everfold.frontend.query import QueryHandlers
 from everfold.frontend.taskqueue import TaskQueueHandlers
 from everfold.frontend.tasks import WorkflowTaskHandlers
+from everfold.frontend.tls_files import TlsFiles
 from everfold.frontend.updates import UpdateHandlers
 from everfold.frontend.visibility import VisibilityHandlers, VisibilityIndex
 from everfold.frontend.workflow import WorkflowHandlers

@@ -47,7 +47,7 @@ class HistoryConfig:
     run_cache_runs: int = 0
     block_cache_bytes: int = 32 * 1024 * 1024
     write_buffer_bytes: int = 32 * 1024 * 1024
-    flush_interval_s: float = 10.0
+    flush_interval_s: float = 5.0
     producer_bytes_max: int = QUEUE_BYTES_MAX
     outputs_linger_ms: float = 100.0
     tasks_linger: bool = False

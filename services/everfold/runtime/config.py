@@ -162,7 +162,7 @@ class HistorySettings:
         flag="--on-lost-tail",
     )
     flush_interval_s: float = setting(
-        10.0,
+        5.0,
         "How often stores are flushed: bounds what is folded again after a crash.",
         unit="s",
         minimum=1,

@@ -2,7 +2,7 @@
 
 A future keeps its exception, the exception its traceback, the traceback the frames that awaited the future, and a frame
 its locals: the future, and the request's bytes. Such a ring stays until the collector of cycles comes, which is rare on
-purpose (`cli/serve.py`). So whoever ends a call with an exception cuts it.
+purpose (`cli/program.py`). So whoever ends a call with an exception cuts it.
 """
 
 from __future__ import annotations

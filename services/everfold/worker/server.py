@@ -35,15 +35,24 @@ log = structlog.get_logger("worker")
 class WorkerServer:
     """Runs a command for as long as it is started."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        after: asyncio.Event | None = None,
+    ) -> None:
         """Nothing runs before `start`.
 
         Args:
             command: the program and its arguments.
             environment: variables besides this process's own.
+            after: the child is started when this is set; at once without it. It loads for seconds, in which whoever
+                starts beside it would wait for a processor.
         """
         self._command = tuple(command)
         self._environment = dict(environment or {})
+        self._after = after
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self.restarts = 0
@@ -56,7 +65,8 @@ class WorkerServer:
 
     async def start(self) -> None:
         """Starts the child; it joins its consumer group by itself within seconds, and nothing waits for it."""
-        await self._spawn()
+        if self._after is None:
+            await self._spawn()
         self._supervisor = asyncio.create_task(self._supervise(), name="worker supervisor")
 
     async def stop(self) -> None:
@@ -97,6 +107,9 @@ class WorkerServer:
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
+        if self._after is not None:
+            await self._after.wait()
+            failures = await self._spawned(failures)
         while True:
             if self._process is not None:
                 began = loop.time()
@@ -105,13 +118,18 @@ class WorkerServer:
                 log.error("the processors died and are started again", exit=_named(status), in_a_row=failures)
             await asyncio.sleep(RESTART_AFTER_S[min(failures, len(RESTART_AFTER_S)) - 1])
             self._process = None
-            try:
-                await self._spawn()
-            except Exception as error:  # of this machine, and it may pass: without a supervisor it would be for ever
-                failures += 1
-                log.error("the processors cannot be started; trying again", error=str(error), in_a_row=failures)
-            else:
+            before, failures = failures, await self._spawned(failures)
+            if failures == before:
                 self.restarts += 1
+
+    async def _spawned(self, failures: int) -> int:
+        """Starts the child. Returns the failures in a row, one more if it cannot be started."""
+        try:
+            await self._spawn()
+        except Exception as error:  # of this machine, and it may pass: without a supervisor it would be for ever
+            failures += 1
+            log.error("the processors cannot be started; trying again", error=str(error), in_a_row=failures)
+        return failures
 
 
 def _named(status: int) -> str:
