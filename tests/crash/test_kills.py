@@ -15,7 +15,7 @@ import pytest
 from crash.conftest import Stand
 from crash.refold import refold
 
-ROUNDS = [int(part) for part in os.environ.get("EVERFOLD_CRASH_ROUNDS", "3,1,1").split(",")]
+ROUNDS = [int(part) for part in os.environ.get("EVERFOLD_CRASH_ROUNDS", "2,1,1").split(",")]
 SEED = int(os.environ.get("EVERFOLD_CRASH_SEED", str(random.SystemRandom().randrange(10**6))))
 BEFORE_KILL_SECONDS = (1.0, 6.0)
 FINISH_SECONDS = 300.0

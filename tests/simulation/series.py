@@ -64,9 +64,9 @@ def results(seeds: Iterable[int], *, without: str = "", until: float | None = No
             worker.communicate()
 
 
-def first_failure(seeds_max: int, without: str) -> Result | None:
-    """The first seed, of at most so many, that fails without a guard and not with all."""
-    series = results(range(seeds_max), without=without)
+def first_failure(seeds: Iterable[int], without: str) -> Result | None:
+    """The first of the seeds that fails without a guard and not with all."""
+    series = results(seeds, without=without)
     try:
         return next((result for result in series if not result.ok and run(result.seed).ok), None)
     finally:

@@ -12,7 +12,7 @@ import pytest
 from simulation.run import RECORDS_MIN
 from simulation.series import results
 
-SEEDS = 300
+SEEDS = 200
 FIRST = int(os.environ.get("EVERFOLD_SIM_FIRST", "0"))
 SECONDS = float(os.environ.get("EVERFOLD_SIM_SECONDS", "0"))
 
