@@ -123,6 +123,7 @@ class ShardDriver:
         *,
         workflow_id: str = "",
         run_id: str = "",
+        namespace_id: str = NAMESPACE_ID,
         origin: dict[str, Any] | None = None,
         facts: dict[str, str] | None = None,
         start: dict[str, Any] | None = None,
@@ -131,7 +132,7 @@ class ShardDriver:
         value = codec.encode_shard_record(
             {
                 "kind": kind,
-                "namespace_id": NAMESPACE_ID,
+                "namespace_id": namespace_id,
                 "workflow_id": workflow_id,
                 "run_id": run_id,
                 "origin": origin,
@@ -209,7 +210,11 @@ class ShardDriver:
             self.now_ns = max(self.now_ns, due + MILLISECOND_NS)
             for timer in self.fold.due_timers(self.now_ns, 100):
                 self.append(
-                    "FIRE_TIMER", {"due_at_ns": timer.due_at_ns}, workflow_id=timer.workflow_id, run_id=timer.run_id
+                    "FIRE_TIMER",
+                    {"due_at_ns": timer.due_at_ns},
+                    workflow_id=timer.workflow_id,
+                    run_id=timer.run_id,
+                    namespace_id=timer.namespace_id,
                 )
         self.now_ns = max(self.now_ns, until)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from shard_driver import ShardDriver, complete_workflow, schedule_activity, sticky
 
-from everfold.history.machine.decide import offer_again
+from everfold.history.machine.decide import walk
 from everfold.history.machine.step import Guards, Step
 from everfold.kernel.errors import StatusError
 
@@ -118,7 +118,7 @@ def test_many_runs_take_several_records_each_of_which_looks_at_few(
     shard.replay = False
     for number in range(20):
         shard.start(f"w{number}")
-    monkeypatch.setattr(offer_again, "LOOKS_MAX", 700)  # there are 4096 slots
+    monkeypatch.setattr(walk, "LOOKS_MAX", 700)  # there are 4096 slots
     shard.epoch += 1
     shard.append("SHARD_TAKEN", {"owner": "another"})
     shard.append("OFFER_TASKS_AGAIN", {})
@@ -134,7 +134,7 @@ def test_many_runs_take_several_records_each_of_which_looks_at_few(
 
 def test_another_change_on_the_way_begins_again(shard: ShardDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     shard.start()
-    monkeypatch.setattr(offer_again, "LOOKS_MAX", 2000)
+    monkeypatch.setattr(walk, "LOOKS_MAX", 2000)
     shard.epoch += 1
     shard.append("OFFER_TASKS_AGAIN", {})
     assert shard.fold.tasks_to_offer

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from shard_driver import ShardDriver, complete_workflow, record_marker, start_timer
+from shard_driver import DictRows, ShardDriver, complete_workflow, record_marker, start_timer
 
 from everfold.history.machine.context import StepContext
 from everfold.history.machine.decide import signal
@@ -53,6 +53,26 @@ def test_one_run_is_set_aside_and_a_release_goes_on(shard: ShardDriver, quaranti
     assert "signal_name" not in shard.history()
     shard.append("RELEASE_WORKFLOW", {}, workflow_id="w")
     assert shard.history().splitlines()[-1].endswith("signal_name=waits")
+
+
+def test_a_record_is_parked_without_a_look_at_those_that_wait_already(
+    shard: ShardDriver, quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard.start()
+    quarantine("bad")
+    for _ in range(3):
+        with pytest.raises(StatusError, match="quarantined"):
+            shard.signal("waits")
+    scan = DictRows.scan
+
+    def guarded(self: DictRows, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        assert start[2:3] != b"p", "each of them may have megabytes"
+        return scan(self, start, end, reverse=reverse)
+
+    monkeypatch.setattr(DictRows, "scan", guarded)
+    with pytest.raises(StatusError, match="quarantined"):
+        shard.signal("waits")
+    monkeypatch.undo()
 
 
 def test_a_release_survives_a_completion_that_is_refused(shard: ShardDriver, quarantine: Quarantine) -> None:

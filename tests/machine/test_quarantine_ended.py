@@ -55,6 +55,11 @@ def parked(shard: ShardDriver) -> list[bytes]:
     return [key for key in shard.store.rows if key[2:3] == b"p" and not key.startswith(b"\xff")]
 
 
+def parked_counts(shard: ShardDriver) -> list[int]:
+    rows = shard.store.rows
+    return [msgpack.unpackb(rows[key]) for key in rows if key[2:3] == b"P" and not key.startswith(b"\xff")]
+
+
 def rows_of_runs(shard: ShardDriver) -> list[bytes]:
     return [key for key in shard.store.rows if not key.startswith(b"\xff")]
 
@@ -287,8 +292,10 @@ def test_everybody_who_waits_is_answered(shard: ShardDriver, count: int) -> None
         body = {"message": request.SerializeToString()}
         shard.append("SIGNAL_WORKFLOW", body, workflow_id="w", origin=place if at % 3 == 1 else None)
     assert len(parked(shard)) == count
+    assert parked_counts(shard) == [count]
     shard.terminate()
     assert parked(shard) == []
+    assert parked_counts(shard) == []
     step = shard.steps[-1]
     assert step.reply is not None
     assert step.reply.error is None
@@ -464,8 +471,11 @@ def test_a_run_that_cannot_be_read_stops_nobody_else(shard: ShardDriver) -> None
     assert shard.fold.unrecorded_tasks() == []
     assert shard.describe().workflow_execution_info.type.name == "Greeting"
     assert [event.event_id for event in reads.events_of(shard.fold, shard.fold.run(NAMESPACE_ID, "default", "w", ""))]
+    at = len(shard.steps)
     shard.append("REPUBLISH_VISIBILITY", {})
-    assert [one["workflow_id"] for one in visibility(shard.steps[-1])] == ["other"]
+    while shard.fold.next_timer() is not None:
+        shard.sleep(0.001)
+    assert [one["workflow_id"] for step in shard.steps[at:] for one in visibility(step)] == ["other"]
     shard.epoch += 1
     shard.append("SHARD_TAKEN", {"owner": "another"})
     while shard.fold.tasks_to_offer:

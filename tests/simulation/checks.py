@@ -30,6 +30,7 @@ from simulation.program import ACTIVITY_ENDS, ANSWERED, CHILD_ENDS, CLOSES, TOLD
 from simulation.relations import check_relations
 from simulation.store import SimStore
 from simulation.watch import WatchedFold
+from support.half_steps import break_off
 
 _TASK_ENDS = frozenset(
     (
@@ -56,7 +57,8 @@ class Refolded:
         for stored in cluster.broker.logs[SHARD_LOG.name, shard].records:
             assert stored.value is not None
             position = (self.fold.meta.commands_epoch, self.fold.meta.commands_offset)
-            step = self.fold.fold(LogRecord(stored.value, stored.offset, stored.epoch, stored.timestamp_ms))
+            record = LogRecord(stored.value, stored.offset, stored.epoch, stored.timestamp_ms)
+            step = self._broken_off(record) or self.fold.fold(record)
             self.store.write(self.fold.take_writes())
             self.fold.written()
             self._note_origin(stored.value, step, position)
@@ -64,6 +66,22 @@ class Refolded:
         self.runs: list[Run] = [
             decode_run(row) for key, row in self.store.rows.items() if key[2:3] == b"r" and not key.startswith(b"\xff")
         ]
+
+    def _broken_off(self, record: LogRecord) -> Step | None:
+        """Now and then a record's fold breaks off between two writes first, of which nothing may be left.
+
+        Returns:
+            The step of a record that had not so many writes.
+        """
+        random = self._cluster.random
+        if random.random() > 0.2:
+            return None
+        self._cluster.watch.counts["steps broken off"] += 1
+        try:
+            return break_off(self.fold, record, random.choice((0, 1, 2, 4, 8)))
+        except AssertionError as left:
+            self._cluster.watch.problem(f"shard {self.shard} offset {record.offset}, folded half: {left}")
+            return None
 
     def events(self, run: Run) -> list[history_pb2.HistoryEvent]:
         """The history in the store."""

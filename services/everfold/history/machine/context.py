@@ -6,14 +6,15 @@ in the log, or the rows (law 2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from everfold.history.machine import keys
 from everfold.history.machine.rows import Rows
 from everfold.history.machine.salvage import Runs, load_run
+from everfold.history.machine.shard_meta import ShardMeta
 from everfold.history.machine.state import Run, encode_run
 from everfold.history.machine.step import Guards, OutboxRow, Step
 from everfold.kernel.cron import UTC, ZONE_FACT, Zone
@@ -22,6 +23,9 @@ from everfold.kernel.ids import Origin, derived_uuid, slot_of, task_partition
 from everfold.kernel.limits import Limits
 from everfold.schemas import codec
 from everfold.schemas.topics import Topic
+
+COMMANDS_SOURCE: Final = "COMMANDS/"
+"""Of messages that come from the topic `commands`; the partition's number follows."""
 
 
 class NamespaceInfo(NamedTuple):
@@ -34,21 +38,6 @@ class NamespaceInfo(NamedTuple):
     retention_ns: int
     search_attributes: dict[str, str]
     deleted: bool
-
-
-class ShardFacts(Protocol):
-    """The parts of the shard's meta row that a step needs."""
-
-    cluster_id: str
-    shard: int
-    shard_count: int
-    limits: Limits
-    #: place up to which outputs are acknowledged
-    outputs_sent: tuple[int, int, int] | None
-    #: "topic/partition" -> place of the last output sent there
-    chains: dict[str, tuple[int, int, int]]
-    #: namespace id -> version known to this shard
-    namespaces: dict[str, int]
 
 
 class Waiting(NamedTuple):
@@ -69,18 +58,18 @@ class Mark:
     links: dict[str, tuple[int, int, int]]
     versions: dict[str, int]
     waiting: list[Waiting]
-
-
-_BEGINNING: Final = Mark({}, Step(), 0, 0, {}, {}, [])
+    facts: ShardMeta
 
 
 class StepContext:
     """Context of one fold step."""
 
     __slots__ = (
+        "_changed",
         "_ids",
         "_index",
         "_links",
+        "_meta",
         "_namespaces",
         "_saved",
         "_versions",
@@ -93,13 +82,14 @@ class StepContext:
         "offset",
         "rows",
         "step",
+        "took",
         "turned",
         "waiting",
     )
 
     def __init__(
         self,
-        facts: ShardFacts,
+        meta: ShardMeta,
         rows: Rows,
         cache: Runs,
         guards: Guards,
@@ -108,7 +98,9 @@ class StepContext:
         offset: int,
         now_ns: int,
     ) -> None:
-        self.facts = facts
+        self._meta = meta
+        #: the shard's meta row as this step leaves it: what is changed of it is a copy until the step succeeds
+        self.facts = meta
         self.rows = rows
         self.cache = cache
         self.guards = guards
@@ -129,8 +121,12 @@ class StepContext:
         self._index = 0
         #: chain positions moved by this step
         self._links: dict[str, tuple[int, int, int]] = {}
-        #: the last savepoint; None for the beginning
-        self._saved: Mark | None = None
+        #: of the shard's meta row, by `change`
+        self._changed: set[str] = set()
+        #: (source, place) of the message that this record is; taken whatever becomes of it
+        self.took: tuple[str, tuple[int, int, int]] | None = None
+        #: the beginning, or the last savepoint
+        self._saved = Mark({}, Step(), 0, 0, {}, {}, [], meta)
 
     # ---- ids and settings -------------------------------------------------------------------------------------------
 
@@ -154,6 +150,16 @@ class StepContext:
                 return None
             known = self._namespaces[namespace_id] = namespace_from_record(codec.decode(row)[1])
         return known
+
+    def change(self, **values: Any) -> None:
+        """Changes fields of the shard's meta row."""
+        self.facts = replace(self.facts, **values)
+        self._changed.update(values)
+
+    def namespace_version(self, namespace_id: str) -> int:
+        """The version of a namespace that this shard knows; -1 for none."""
+        known = self._versions.get(namespace_id)
+        return self._meta.namespaces.get(namespace_id, -1) if known is None else known
 
     def put_namespace(self, namespace_id: str, version: int, row: bytes) -> None:
         """The shard learns of a namespace, or of its new version."""
@@ -213,8 +219,8 @@ class StepContext:
         return run
 
     def savepoint(self) -> None:
-        """What the step did until here stays, whatever becomes of the rest."""
-        self.commit()
+        """What the step did until here stays if the step does, whatever becomes of the rest."""
+        self.rows.savepoint()
         self._saved = self.mark()
 
     def mark(self) -> Mark:
@@ -227,13 +233,14 @@ class StepContext:
             dict(self._links),
             dict(self._versions),
             list(self.waiting),
+            self.facts,
         )
 
     def go_back(self, mark: Mark | None = None) -> None:
         """Undoes all that the step did since the mark: rows, outputs, news, runs. Without one, since its beginning or
         its last savepoint.
         """
-        mark = mark or self._saved or _BEGINNING
+        mark = mark or self._saved
         self.rows.drop_step(mark.writes)
         for key in self.loaded:
             self.cache.drop(key)
@@ -242,7 +249,16 @@ class StepContext:
         self.step, self._ids, self._index = mark.step.copy(), mark.ids, mark.index
         self._links, self._versions = dict(mark.links), dict(mark.versions)
         self.waiting = list(mark.waiting)
+        self.facts = mark.facts
         self.turned = set()
+
+    def abandon(self) -> None:
+        """The record is not folded after all: nothing of the step is left."""
+        self.rows.abandon_step()
+        for key in self.loaded:
+            self.cache.drop(key)
+        for namespace_id in self._versions:
+            self._namespaces.pop(namespace_id, None)
 
     def start_over(self, run: Run) -> Run:
         """Goes back, and returns the run as it was then."""
@@ -300,16 +316,23 @@ class StepContext:
         return task_partition(namespace_id, task_queue, self.limits["matching.partitions"])
 
     def commit(self) -> None:
-        """The step succeeded: its rows stay, and its outputs are the last of their chains."""
-        self.facts.chains.update(self._links)
-        self.facts.namespaces.update(self._versions)
-        self._links, self._versions = {}, {}
+        """The step succeeded: its rows stay, the shard's own too, and its outputs are the last of their chains."""
+        meta = self._meta
+        for name in self._changed:
+            setattr(meta, name, getattr(self.facts, name))
+        if self.took is not None:
+            source, place = self.took
+            meta.received[source] = place
+            if source.startswith(COMMANDS_SOURCE):
+                meta.commands_epoch, meta.commands_offset = place[:2]
+        meta.chains.update(self._links)
+        meta.namespaces.update(self._versions)
         self.rows.commit_step()
 
     def _link(self, topic: Topic, partition: int) -> tuple[Origin, Origin | None]:
         chain = f"{topic.name}/{partition}"
         shard = self.facts.shard
-        last = self._links.get(chain) or self.facts.chains.get(chain)
+        last = self._links.get(chain) or self._meta.chains.get(chain)
         origin = Origin("SHARD_LOG", shard, self.epoch, self.offset, self._index)
         self._index += 1
         self._links[chain] = origin.place

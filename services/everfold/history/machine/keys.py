@@ -12,6 +12,7 @@
     history            <slot 2> h <run id> <first event id 8>              -> History, protobuf bytes
     sticky task        <slot 2> s <run>                                    -> empty: scheduled, without task record
     parked             <slot 2> p <run> <offset 8>                         -> a record that waits for a quarantined run
+    parked count       <slot 2> P <run>                                    -> how many do
 
 <run> is `namespace id 00 workflow id 00 run id`. Numbers are big-endian, so that rows sort by them. All of a workflow
 id begins with its slot (0..4095), so that a slot can move to another shard; timers and the outbox sort by time and
@@ -137,6 +138,11 @@ def timer_parts(key: bytes) -> tuple[int, int, bytes]:
 def parked(slot: int, run: bytes, offset: int) -> bytes:
     """Row of a record that waits for a quarantined run."""
     return _slot(slot) + b"p" + run + _u64.pack(offset)
+
+
+def parked_count(slot: int, run: bytes) -> bytes:
+    """Row with the number of records that wait for a quarantined run."""
+    return _slot(slot) + b"P" + run
 
 
 def parked_offset(key: bytes) -> int:

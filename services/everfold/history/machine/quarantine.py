@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from typing import Final
 
+import msgpack
+
 from everfold.history.machine import keys
 from everfold.history.machine.context import StepContext, Waiting
 from everfold.history.machine.deadlines import next_deadline
@@ -66,12 +68,14 @@ def park(ctx: StepContext, why: Quarantined, record: Waiting) -> StatusError | N
     """Lets a record wait in a row of its own. The status when too many wait already."""
     slot, part = keys.slot_of_row(why.run_row), keys.part_of_row(why.run_row)
     _, workflow_id, _ = keys.split_run(part)
-    waiting = sum(1 for _ in ctx.rows.scan(*keys.parked_range(slot, part)))
+    count = keys.parked_count(slot, part)
+    waiting = _number(ctx.rows.get(count))
     if waiting >= PARKED_MAX:
         full = too_many(f"workflow {workflow_id} is quarantined and {waiting} records wait for it already")
         ctx.step.reply = Reply(error=full)
         return full
     ctx.rows.put(keys.parked(slot, part, record.offset), record.value)
+    ctx.rows.put(count, msgpack.packb(waiting + 1))
     waits = StatusError(Code.UNAVAILABLE, f"workflow {workflow_id} is quarantined: {why.reason}")
     ctx.step.reply = Reply(error=waits)
     return None
@@ -88,7 +92,20 @@ def take_waiting(ctx: StepContext, run: Run) -> list[Waiting]:
     waiting = waiting_for(ctx, run)
     for record in waiting:
         ctx.rows.delete(keys.parked(run.slot, _part(run), record.offset))
+    if waiting:
+        ctx.rows.delete(keys.parked_count(run.slot, _part(run)))
     return waiting
+
+
+def take_one(ctx: StepContext, run: Run, record: Waiting) -> None:
+    """That record waits no longer."""
+    ctx.rows.delete(keys.parked(run.slot, _part(run), record.offset))
+    count = keys.parked_count(run.slot, _part(run))
+    left = _number(ctx.rows.get(count)) - 1
+    if left > 0:
+        ctx.rows.put(count, msgpack.packb(left))
+    else:
+        ctx.rows.delete(count)
 
 
 def drop_marks(ctx: StepContext, run: Run) -> None:
@@ -109,6 +126,10 @@ def take_up(ctx: StepContext, run: Run) -> None:
         ctx.rows.put(keys.timer(due, run.slot, _part(run)), b"")
         run.deadline_ns = due
     ctx.put_run(run)
+
+
+def _number(row: bytes | None) -> int:
+    return 0 if row is None else int(msgpack.unpackb(row))
 
 
 def _part(run: Run) -> bytes:

@@ -1,7 +1,8 @@
 """Rows with writes pending: what a step writes is seen by the next step at once, and by RocksDB once a batch.
 
-Three layers, newest first: the step under way, the batch since the last write, the store. A step that fails is dropped
-whole (law 9); a batch goes to the store in one WriteBatch together with the applied offset (law 5).
+Layers, newest first: the step since its last savepoint, the step before that, the batch since the last write, the
+store. A step that fails is dropped whole (law 9); a batch goes to the store in one WriteBatch together with the applied
+offset (law 5).
 """
 
 from __future__ import annotations
@@ -34,13 +35,27 @@ class RowStore(Protocol):
 class Rows:
     """The rows of a shard as the fold sees them."""
 
-    __slots__ = ("_batch", "_first_timer", "_hash", "_step", "_store", "_timer_floor", "tails")
+    __slots__ = (
+        "_batch",
+        "_first_timer",
+        "_hash",
+        "_saved",
+        "_saved_writes",
+        "_step",
+        "_store",
+        "_timer_floor",
+        "tails",
+    )
 
     def __init__(self, store: RowStore, state_hash: bytes) -> None:
         self._store = store
         #: key -> value, None when deleted; everything since the last write
         self._batch: dict[bytes, bytes | None] = {}
+        #: the step under way, since its last savepoint
         self._step: dict[bytes, bytes | None] = {}
+        #: the same before it, a part for each savepoint, and all parts in one
+        self._saved: list[dict[bytes, bytes | None]] = []
+        self._saved_writes: dict[bytes, bytes | None] = {}
         self._hash = state_hash
         #: the latest history rows of committed steps
         self.tails = HistoryTails()
@@ -53,6 +68,8 @@ class Rows:
         """The row's value, pending writes included."""
         if key in self._step:
             return self._step[key]
+        if key in self._saved_writes:
+            return self._saved_writes[key]
         if key in self._batch:
             return self._batch[key]
         try:
@@ -70,7 +87,8 @@ class Rows:
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < end in key order (or against it), pending writes included."""
-        pending = {k: v for layer in (self._batch, self._step) for k, v in layer.items() if start <= k < end}
+        layers = (self._batch, self._saved_writes, self._step)
+        pending = {k: v for layer in layers for k, v in layer.items() if start <= k < end}
         if not pending:
             yield from self._stored(start, end, reverse)
             return
@@ -105,12 +123,30 @@ class Rows:
         """Running hash over every row put or deleted by committed steps, in fold order."""
         return self._hash
 
+    def savepoint(self) -> None:
+        """What the step wrote so far is kept when the rest of it is dropped."""
+        if self._step:
+            self._saved.append(self._step)
+            self._saved_writes.update(self._step)
+            self._step = {}
+
     def commit_step(self) -> None:
         """Keep what the step wrote, and run its rows into the hash."""
-        if not self._step:
-            return
+        if self._saved:
+            for part in self._saved:
+                self._commit(part)
+            self._saved, self._saved_writes = [], {}
+        if self._step:
+            self._commit(self._step)
+            self._step = {}
+
+    def abandon_step(self) -> None:
+        """Forget all that the step wrote, savepoints or not."""
+        self._step, self._saved, self._saved_writes = {}, [], {}
+
+    def _commit(self, writes: dict[bytes, bytes | None]) -> None:
         digest = hashlib.blake2b(self._hash, digest_size=16)
-        for key, value in self._step.items():
+        for key, value in writes.items():
             digest.update(len(key).to_bytes(4, "big"))
             digest.update(key)
             if value is None:
@@ -123,8 +159,7 @@ class Rows:
             elif keys.is_history(key):
                 self.tails.note(key, value)
         self._hash = digest.digest()
-        self._batch.update(self._step)
-        self._step = {}
+        self._batch.update(writes)
 
     def _note_timer(self, key: bytes, put: bool) -> None:
         first = self._first_timer
@@ -144,11 +179,11 @@ class Rows:
         return self._first_timer
 
     def step_writes(self) -> dict[bytes, bytes | None]:
-        """What the step has written so far."""
+        """What the step has written since its last savepoint."""
         return dict(self._step)
 
     def drop_step(self, writes: dict[bytes, bytes | None]) -> None:
-        """Forget what the step wrote, but for these of its writes."""
+        """Forget what the step wrote since its last savepoint, but for these of its writes."""
         self._step = dict(writes)
 
     def pending(self) -> dict[bytes, bytes | None]:

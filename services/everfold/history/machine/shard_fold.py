@@ -13,7 +13,7 @@ happens then (law 9):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -27,13 +27,13 @@ from everfold.history.machine.decide.ending import Termination, end_run
 from everfold.history.machine.decide.hand_out import HandOut, prepare
 from everfold.history.machine.decide.leftovers import LEFTOVERS, void_leftover
 from everfold.history.machine.decide.offer_again import offer_tasks_again
-from everfold.history.machine.outputs import emit_visibility
+from everfold.history.machine.decide.republish import decide_republish, republish
 from everfold.history.machine.record_kinds import BY_NAMESPACE, BY_RUN, is_start
 from everfold.history.machine.rejected_commands import emit_rejected, reject_command
 from everfold.history.machine.rejections import invalid, namespace_not_found, workflow_completed, workflow_not_found
 from everfold.history.machine.rows import Rows, RowStore
 from everfold.history.machine.run_limits import RunTooLarge
-from everfold.history.machine.salvage import UNREADABLE, load_run, read_run
+from everfold.history.machine.salvage import UNREADABLE, load_run
 from everfold.history.machine.shard_meta import ShardMeta
 from everfold.history.machine.state import Run
 from everfold.history.machine.step import DueTimer, Guards, OutboxRow, Reply, RunKey, Step, TaskOffer
@@ -121,19 +121,25 @@ class ShardFold:
         if record.marker:
             self._advance(record, self.meta.clock_ns)
             return Step()
+        ctx = self._context(record, self.meta.clock_ns)
+        try:
+            return self._step(ctx, record)
+        except BaseException:
+            ctx.abandon()
+            raise
+
+    def _step(self, ctx: StepContext, record: LogRecord) -> Step:
         try:
             if record.skipped:
                 raise GarbageRecord(f"skipped by an operator: {record.skipped}")
             body = garbage.read_record(record.value, self.meta.feature_level)
         except GarbageRecord as found:
             # Its stamp counts for nothing: it says no proposer's clock, by which the broker's could be checked.
-            ctx = self._context(record, self.meta.clock_ns)
             garbage.set_aside(ctx, found)
             ctx.commit()
             self._advance(record, self.meta.clock_ns)
             return ctx.step
-        now_ns = self._shard_time(body, record)
-        ctx = self._context(record, now_ns)
+        now_ns = ctx.now_ns = self._shard_time(body, record)
         if not self._is_repeat(ctx, body):
             self._do(ctx, body, record)
         self._advance(record, now_ns)
@@ -198,9 +204,7 @@ class ShardFold:
             elif repeat or gap:  # what is missing before a gap is sent again, and this after it
                 ctx.step.ignored = True
                 return True
-        self.meta.received[source] = place
-        if origin["source"] == "COMMANDS":
-            self.meta.commands_epoch, self.meta.commands_offset = origin["epoch"], origin["offset"]
+        ctx.took = (source, place)
         return False
 
     def _do(self, ctx: StepContext, body: Record, record: LogRecord) -> None:
@@ -311,7 +315,9 @@ class ShardFold:
         by_run = BY_RUN.get(kind)
         payload, start = body["body"], body["start"]
         if kind == "FIRE_TIMER" and not body["workflow_id"]:
-            return purge.decide_sweep(ctx, body["namespace_id"], payload["due_at_ns"], self._slots())
+            if not body["namespace_id"]:
+                return decide_republish(ctx, payload["due_at_ns"], _slots(ctx.facts))
+            return purge.decide_sweep(ctx, body["namespace_id"], payload["due_at_ns"], _slots(ctx.facts))
         if kind == "COMPLETE_WORKFLOW_TASK":
             return workflow_task.decide_complete_task(ctx, self._run_of(ctx, body), payload["message"], start)
         if start is not None:
@@ -340,7 +346,7 @@ class ShardFold:
         if payload["message_kind"] == "StartChild":
             told = cross_run.message_of("StartChild", payload["message"])["namespace"]
             version = codec.decode(told)[1]["version"]
-            if version > self.meta.namespaces.get(body["namespace_id"], -1):
+            if version > ctx.namespace_version(body["namespace_id"]):
                 ctx.put_namespace(body["namespace_id"], version, told)
         known = ctx.namespace(body["namespace_id"])
         return None if known is None or known.deleted else known
@@ -368,7 +374,7 @@ class ShardFold:
         key = run_row(run)
         quarantine.take_up(ctx, run)
         for record in waiting:
-            ctx.rows.delete(keys.parked(run.slot, keys.part_of_row(key), record.offset))
+            quarantine.take_one(ctx, run, record)
             self._settle_late(ctx, record)
             now = ctx.load(key, quarantined=True)
             if now is not None and now.quarantined:
@@ -385,17 +391,19 @@ class ShardFold:
     # ---- engine records ---------------------------------------------------------------------------------------------
 
     def _genesis(self, ctx: StepContext, body: Record) -> None:
-        meta, genesis = self.meta, body["body"]
-        if meta.cluster_id:
+        genesis = body["body"]
+        if ctx.facts.cluster_id:
             ctx.step.ignored = True
             return
         self._check_feature_level(genesis["feature_level"])
-        if genesis["shard"] != meta.shard or genesis["shard_count"] < 1 or not genesis["cluster_id"]:
+        if genesis["shard"] != ctx.facts.shard or genesis["shard_count"] < 1 or not genesis["cluster_id"]:
             raise GarbageRecord(f"a Genesis of shard {genesis['shard']} of {genesis['shard_count']}")
-        meta.cluster_id = genesis["cluster_id"]
-        meta.shard_count = genesis["shard_count"]
-        meta.feature_level = genesis["feature_level"]
-        meta.offered_epoch = ctx.epoch
+        ctx.change(
+            cluster_id=genesis["cluster_id"],
+            shard_count=genesis["shard_count"],
+            feature_level=genesis["feature_level"],
+            offered_epoch=ctx.epoch,
+        )
         for key, value in list(self.rows.scan(keys.EARLY, keys.EARLY_END)):
             ctx.rows.delete(key)
             self._settle_late(ctx, Waiting(keys.parked_offset(key), value))
@@ -403,8 +411,8 @@ class ShardFold:
     def _feature_level_raised(self, ctx: StepContext, body: Record) -> None:
         level = body["body"]["feature_level"]
         self._check_feature_level(level)
-        ctx.step.ignored = level <= self.meta.feature_level
-        self.meta.feature_level = max(self.meta.feature_level, level)
+        ctx.step.ignored = level <= ctx.facts.feature_level
+        ctx.change(feature_level=max(ctx.facts.feature_level, level))
 
     def _check_feature_level(self, level: int) -> None:
         if self.guards.feature_level and level > self.feature_level_known:
@@ -428,14 +436,13 @@ class ShardFold:
 
     def _settings_changed(self, ctx: StepContext, body: Record) -> None:
         settings = {key: value for key, value in body["body"]["settings"].items() if key in DEFAULTS}
-        self.meta.limits = Limits(settings)
-        self.meta.settings = settings
+        ctx.change(limits=Limits(settings), settings=settings)
 
     def _namespace_changed(self, ctx: StepContext, body: Record) -> None:
         data = body["body"]["namespace"]
         changed = codec.decode(data)[1]
         namespace_id = changed["namespace_id"]
-        if changed["version"] <= self.meta.namespaces.get(namespace_id, -1):
+        if changed["version"] <= ctx.namespace_version(namespace_id):
             ctx.step.ignored = True
             return
         ctx.put_namespace(namespace_id, changed["version"], data)
@@ -444,15 +451,16 @@ class ShardFold:
 
     def _outputs_sent(self, ctx: StepContext, body: Record) -> None:
         place = _place(body["body"]["position"])
-        if self.meta.outputs_sent is not None and place <= self.meta.outputs_sent:
+        sent = ctx.facts.outputs_sent
+        if sent is not None and place <= sent:
             ctx.step.ignored = True
             return
         # Rows up to the last position are gone already: the scan does not walk over what is left of them.
-        start = keys.OUTBOX if self.meta.outputs_sent is None else keys.outbox(*self.meta.outputs_sent)
+        start = keys.OUTBOX if sent is None else keys.outbox(*sent)
         end = keys.outbox(place[0], place[1], place[2] + 1)
         for key, _ in list(self.rows.scan(start, end)):
             ctx.rows.delete(key)
-        self.meta.outputs_sent = place
+        ctx.change(outputs_sent=place)
 
     def _command_rejected(self, ctx: StepContext, body: Record) -> None:
         rejected = body["body"]
@@ -462,36 +470,22 @@ class ShardFold:
     def _commands_passed(self, ctx: StepContext, body: Record) -> None:
         passed = body["body"]
         place = (passed["epoch"], passed["offset"])
-        if place > (self.meta.commands_epoch, self.meta.commands_offset):
-            self.meta.commands_epoch, self.meta.commands_offset = place
+        if place > (ctx.facts.commands_epoch, ctx.facts.commands_offset):
+            ctx.change(commands_epoch=place[0], commands_offset=place[1])
 
     def _republish(self, ctx: StepContext, body: Record) -> None:
-        for run in self._all_runs():
-            emit_visibility(ctx, run)
+        republish(ctx, _slots(ctx.facts))
 
     def _offer_tasks_again(self, ctx: StepContext, body: Record) -> None:
-        meta = self.meta
-        if meta.offered_epoch >= ctx.epoch:
+        facts = ctx.facts
+        if facts.offered_epoch >= ctx.epoch:
             ctx.step.ignored = True
             return
-        if meta.offering_epoch != ctx.epoch:
-            meta.offering_epoch, meta.offer_cursor = ctx.epoch, b""
+        cursor = facts.offer_cursor if facts.offering_epoch == ctx.epoch else b""
         if self.guards.offer_again:
-            meta.offer_cursor = offer_tasks_again(ctx, self._slots(), meta.offer_cursor)
-        if not meta.offer_cursor:
-            meta.offered_epoch = ctx.epoch
-
-    def _all_runs(self) -> Iterator[Run]:
-        """Those that can be read."""
-        for slot in self._slots():
-            for _, row in self.rows.scan(*keys.kind_of_slot(slot, b"r")):
-                run = read_run(row)
-                if run is not None:
-                    yield run
-
-    def _slots(self) -> range:
-        """The slots of this shard."""
-        return range(self.meta.shard, SLOTS, self.meta.shard_count or SLOTS)
+            cursor = offer_tasks_again(ctx, _slots(facts), cursor)
+        offered = facts.offered_epoch if cursor else ctx.epoch
+        ctx.change(offering_epoch=ctx.epoch, offer_cursor=cursor, offered_epoch=offered)
 
     # ---- for the shell ----------------------------------------------------------------------------------------------
 
@@ -565,7 +559,7 @@ class ShardFold:
         """Scheduled workflow tasks that live in matching's memory only: a new owner offers them again (law 11)."""
         ctx = self._reader()
         offers: list[TaskOffer] = []
-        for slot in self._slots():
+        for slot in _slots(self.meta):
             for key, _ in self.rows.scan(*keys.kind_of_slot(slot, b"s")):
                 run = self.run_by_part(key[3:], slot)
                 if run is not None and run.running and not run.quarantined and run.workflow_task is not None:
@@ -602,6 +596,11 @@ class ShardFold:
             meta.applied_offset,
             meta.clock_ns,
         )
+
+
+def _slots(meta: ShardMeta) -> range:
+    """The slots of a shard."""
+    return range(meta.shard, SLOTS, meta.shard_count or SLOTS)
 
 
 def _is_lost(before: Record, acknowledged: Record | None) -> bool:

@@ -24,7 +24,8 @@ from everfold.history.machine.step import RunKey, TaskOffer
 from everfold.schemas.topics import ACTIVITY_TASKS, WORKFLOW_TASKS, Topic
 
 _TASK_ID_BITS = 12
-"""Task ids of events: the offset above, the number within the step in these bits. Ids only have to grow."""
+"""Task ids of events: the offset above, the number within the step in these bits. Ids must not fall: a step with more
+events than these bits hold gives the rest of them the last number."""
 
 
 class Turn:
@@ -104,7 +105,7 @@ class Turn:
         run = self.run
         event.event_id = run.next_event_id
         run.next_event_id += 1
-        event.task_id = (self.ctx.offset + 1 << _TASK_ID_BITS) + len(self.events)
+        event.task_id = (self.ctx.offset + 1 << _TASK_ID_BITS) + min(len(self.events), (1 << _TASK_ID_BITS) - 1)
         self.events.append(event)
 
     # ---- tasks ------------------------------------------------------------------------------------------------------

@@ -10,19 +10,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from everfold.history.machine import keys, quarantine
+from everfold.history.machine import quarantine
 from everfold.history.machine.context import StepContext
-from everfold.history.machine.salvage import read_run
+from everfold.history.machine.decide.walk import walk
 from everfold.history.machine.state import Activity, Run, WorkflowTask
 from everfold.history.machine.step import RunKey
 from everfold.history.machine.turn import Turn
 from everfold.kernel.errors import PROCESS_TROUBLE
 
 KIND: Final = "OFFER_TASKS_AGAIN"
-
-LOOKS_MAX: Final = 256
-"""Runs and slots that one record looks at, at some 20 us each: a record holds the other shards up for 5 ms at most. A
-shard of a million runs takes 4000 records, one after the other, while it serves."""
 
 
 def offer_tasks_again(ctx: StepContext, slots: range, cursor: bytes) -> bytes:
@@ -32,25 +28,8 @@ def offer_tasks_again(ctx: StepContext, slots: range, cursor: bytes) -> bytes:
         Where the next record goes on; b"" when all runs have been looked at. With the same runs again where one of
         them had to be set aside: it is passed over then.
     """
-    looks = LOOKS_MAX
-    found: list[bytes] = []
-    at = cursor
-    for slot in range(int.from_bytes(cursor[:2], "big") if cursor else slots.start, slots.stop, slots.step):
-        start, end = keys.kind_of_slot(slot, b"r")
-        at = end
-        for key, row in ctx.rows.scan(max(start, cursor + b"\0"), end):
-            run = read_run(row)
-            if run is not None and _waits(run, ctx.epoch):
-                found.append(key)
-            looks -= 1
-            if not looks:
-                at = key
-                break
-        looks -= 1
-        if looks <= 0:
-            break
-    else:
-        at = b""
+    walked, at = walk(ctx, slots, cursor)
+    found = [key for key, run in walked if _waits(run, ctx.epoch)]
     for key in found:
         run = ctx.load(key)
         assert run is not None
