@@ -74,7 +74,7 @@ class Refolded:
             The step of a record that had not so many writes.
         """
         random = self._cluster.random
-        if random.random() > 0.2:
+        if random.random() > 0.05:
             return None
         self._cluster.watch.counts["steps broken off"] += 1
         try:
