@@ -134,6 +134,21 @@ def test_a_redelivered_batch_is_applied_once() -> None:
     assert store.position == Position(3, (0, 2, 0))
 
 
+def test_where_nothing_is_stored_any_more_a_trimmed_topic_begins_at_its_first_record() -> None:
+    """Another worker had applied something, and its state was removed since."""
+
+    async def run() -> None:
+        listing = await opened(store, first=50)
+        await listing.process(batch(50, output(7), output(8)))
+        store.position = None
+        await listing.process(batch(52, output(9)))
+
+    store = Store()
+    asyncio.run(run())
+    assert store.applied == [7, 8, 9]
+    assert store.position == Position(53, (0, 9, 0))
+
+
 def test_repeats_of_the_sender_are_dropped_and_the_position_moves_over_them() -> None:
     async def run() -> None:
         listing = await opened(store)

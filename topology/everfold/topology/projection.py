@@ -111,6 +111,7 @@ class _Partition:
         gap_since: monotonic seconds at which the open gap was seen, or None.
         told_at: monotonic seconds at which the log last said that it is held up or still has a gap.
         end: the end of the partition as last heard of.
+        first: its first offset when it was opened: what came before is trimmed.
         dead: dead letters met since the last transaction.
     """
 
@@ -120,6 +121,7 @@ class _Partition:
     gap_since: float | None = None
     told_at: float = 0.0
     end: int = 0
+    first: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -196,7 +198,7 @@ class Projection(abc.ABC):
                     pass
             stored = await self.load(number)
             starts[number] = self._start(number, stored, mark)
-            held = self._partitions[number] = _Partition(stored, starts[number], end=mark.end)
+            held = self._partitions[number] = _Partition(stored, starts[number], end=mark.end, first=mark.first)
             if stored is not None and stored.next_offset < mark.first:
                 self._hold_up(
                     number,
@@ -243,7 +245,7 @@ class Projection(abc.ABC):
                     # Two readers of one partition, for as long as a rebalance takes: each skips what the other applied.
                     log.warning("position moved by another worker", processor=self.name, partition=batch.partition)
                     held.stored = await self.load(batch.partition)
-                    held.next_offset = 0 if held.stored is None else held.stored.next_offset
+                    held.next_offset = held.first if held.stored is None else held.stored.next_offset
                     held.gap_since, held.dead = None, []
 
     async def _process(self, batch: Batch, held: _Partition) -> None:
