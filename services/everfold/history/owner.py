@@ -403,8 +403,10 @@ class HistoryServer:
             )
 
     def _tell_of_namespaces(self, shard: Shard) -> None:
-        """Requests tell a shard of a namespace's change before they come. Of one that nobody asks for any more, because
-        it is deleted, or that only timers move, nobody else tells.
+        """Tells a shard of its namespaces' changes.
+
+        A request does that before it is decided. But a deleted namespace gets no requests, and some workflows are moved
+        by timers alone.
         """
         for namespace_id in list(shard.fold.meta.namespaces):
             shard.tell_namespace(namespace_id, lambda _error: None)
