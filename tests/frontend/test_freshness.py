@@ -57,12 +57,36 @@ def test_nothing_folded_is_nothing_to_wait_for() -> None:
 
 def test_a_list_does_not_wait_for_an_index_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freshness, "WITHIN_S", 0.1)
+    newest: dict[int, Place] = {0: (1, 5, 0)}
 
     async def scenario() -> None:
         with ThreadPoolExecutor(1) as threads:
+            lists = Freshness(lambda: newest, Index({0: (1, 5, 0)}).look)
+            assert await lists.caught_up(threads)
+            newest[0] = (1, 5, 1)
             began = time.monotonic()
-            assert not await Freshness(lambda: {0: (1, 5, 1)}, Index({0: (1, 5, 0)}).look).caught_up(threads)
+            assert not await lists.caught_up(threads)
             assert 0.1 <= time.monotonic() - began < 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("starting", [0.5, 30.0])
+def test_at_the_start_a_list_waits_for_processors_that_are_still_loading(
+    starting: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freshness, "WITHIN_S", 0.1)
+    monkeypatch.setattr(freshness, "STARTING_S", starting)
+    index = Index({})
+
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            lists = Freshness(lambda: {0: (1, 5, 0)}, index.look)
+            waiting = asyncio.ensure_future(lists.caught_up(threads))
+            await asyncio.sleep(1.0)
+            assert waiting.done() == (starting < 1)
+            index.reached.append({0: (1, 5, 0)})
+            assert await waiting == (starting > 1)
 
     run(scenario())
 
