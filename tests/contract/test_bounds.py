@@ -32,6 +32,7 @@ from support.wire import (
     PING,
     RST_STREAM,
     SERVICE,
+    SETTINGS,
     Stranger,
     frame,
     headers,
@@ -469,6 +470,166 @@ def test_calls_beyond_a_connections_bound_are_to_be_tried_again(monkeypatch: pyt
         held.set()
 
     run({ECHO: hold}, scenario)
+
+
+def test_settings_and_windows_cost_the_same_however_many_answers_wait() -> None:
+    waiting = 1_500
+
+    async def scenario(served: Served) -> None:
+        def flood(stranger: Stranger) -> float:
+            stranger.send(settings(window=0))
+            for number in range(1, 2 * waiting, 2):
+                stranger.call(number, "GetClusterInfo", message(b"x"))
+            stranger.send(frame(PING, 0, 0, b"all come"))
+            stranger.frames(20, until=PING)
+            began = time.monotonic()
+            stranger.send(settings(window=0) * 30 + window(0, 1) * 2_000)
+            stranger.send(frame(PING, 0, 0, b"the last"))
+            stranger.frames(20, until=PING)
+            return time.monotonic() - began
+
+        assert await served.stranger(flood) < 2
+
+    run({ECHO: echo}, scenario)
+
+
+def test_too_many_settings_end_the_connection() -> None:
+    async def scenario(served: Served) -> None:
+        def flood(stranger: Stranger) -> tuple[bool, bool]:
+            stranger.send(settings(window=1) * 200)
+            with Stranger(served.address) as other:
+                other.send(frame(SETTINGS, 0, 0, b"\x00\x04\x00\x00\x00\x01" * 2_000))
+                return stranger.closed_within(5), other.closed_within(5)
+
+        assert await served.stranger(flood) == (True, True)
+
+    run({ECHO: echo}, scenario)
+
+
+def test_a_header_of_many_binary_values_is_refused() -> None:
+    async def scenario(served: Served) -> None:
+        def ask(stranger: Stranger) -> list[tuple[int, int, int, bytes]]:
+            entry = literal("a-bin", "," * 120)
+            stranger.send(frame(HEADERS, END_HEADERS, 1, headers(ECHO) + entry * 2))
+            return stranger.frames(10, until=RST_STREAM)
+
+        code, text = status(await served.stranger(ask))
+        assert (code, text) == (8, "expected at most 128 values of binary headers, found more")
+
+    run({ECHO: echo}, scenario)
+
+
+def test_a_clients_value_in_a_refusal_is_cut() -> None:
+    async def scenario(served: Served) -> None:
+        def ask(stranger: Stranger) -> bytes:
+            stranger.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, headers(ECHO) + _long("grpc-encoding", 4_000)))
+            return stranger.frames(10, until=HEADERS)[-1][3]
+
+        assert len(await served.stranger(ask)) < 500
+
+    run({ECHO: echo}, scenario)
+
+
+def _long(name: str, length: int) -> bytes:
+    size = bytes((127, (length - 127) % 128 + 128, (length - 127) // 128))
+    return b"\x00" + bytes((len(name),)) + name.encode() + size + b"x" * length
+
+
+def test_refusals_that_nobody_reads_are_bounded() -> None:
+    async def scenario(served: Served) -> None:
+        def flood(stranger: Stranger) -> int:
+            block = headers(SERVICE + "M" * 60)
+            calls = [
+                frame(HEADERS, END_HEADERS, number, block) + frame(DATA, END_STREAM, number, message(b""))
+                for number in range(1, 120_001, 2)
+            ]
+            stranger.send(b"".join(calls), timeout=5)
+            return max(one._transport.get_write_buffer_size() for one in served.gateway._connections)
+
+        assert await served.stranger(flood) < 2 * MB
+
+    run({ECHO: echo}, scenario)
+
+
+def test_refused_calls_whose_rest_never_comes_leave_the_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "DROPPED_STREAMS_MAX", 10)
+
+    async def scenario(served: Served) -> None:
+        def ask(stranger: Stranger) -> bytes:
+            for number in range(1, 101, 2):
+                stranger.ask(number, "GetClusterInfo")
+                stranger.send(frame(DATA, 0, number, b"\0" + (5 * MB).to_bytes(4, "big")))
+            stranger.call(201, "GetClusterInfo", message(b"still here"))
+            return stranger.frames(10, until=DATA)[-1][3]
+
+        assert await served.stranger(ask) == message(b"still here")
+
+    run({ECHO: echo}, scenario)
+
+
+def test_a_large_request_goes_on_beside_thousands_of_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PACED_BYTES", 100_000)
+    held = asyncio.Event()
+
+    async def hold(context: CallContext, request: bytes) -> bytes:
+        if request == b"poll":
+            await held.wait()
+        return request
+
+    async def scenario(served: Served) -> None:
+        async with grpc.aio.insecure_channel(served.address) as channel:
+            call = channel.unary_unary(ECHO)
+            polls = [asyncio.ensure_future(call(b"poll", timeout=25)) for _ in range(200)]
+            assert len(await call(bytes(MB), timeout=10)) == MB
+            held.set()
+            await asyncio.gather(*polls)
+
+    run({ECHO: hold}, scenario)
+
+
+def test_many_unfinished_requests_cost_no_more_each_than_few() -> None:
+    async def scenario(served: Served) -> None:
+        def flood(stranger: Stranger) -> float:
+            for number in range(1, 24_001, 2):
+                stranger.ask(number, "GetClusterInfo")
+            prefix = b"\0" + (3 * MB).to_bytes(4, "big")
+            last = [23_999 - 2 * at for at in range(10)]
+            for number in last:
+                stranger.send(frame(DATA, 0, number, prefix) + frame(DATA, 0, number, bytes(FRAME_BYTES)) * 9)
+            began = time.monotonic()
+            stranger.send(frame(DATA, 0, last[0], b"") * 5_000)
+            stranger.send(b"".join(frame(RST_STREAM, 0, number, bytes(4)) for number in range(1, 10_001, 2)))
+            stranger.send(frame(PING, 0, 0, b"the last"))
+            stranger.frames(25, until=PING)
+            return time.monotonic() - began
+
+        assert await served.stranger(flood) < 3
+
+    run({ECHO: echo}, scenario)
+
+
+def test_an_answer_that_still_waits_when_its_client_leaves_is_given_back() -> None:
+    given_back: list[bytes] = []
+
+    async def task(context: CallContext, request: bytes) -> bytes:
+        if request == b"poll":
+            context.undelivered = given_back.append
+            return b"task"
+        return request
+
+    async def scenario(served: Served) -> None:
+        def leave(stranger: Stranger) -> None:
+            stranger.send(settings(window=0))
+            stranger.call(1, "GetClusterInfo", message(b"poll"))
+            stranger.frames(10, until=HEADERS)
+            stranger.send(frame(RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
+            stranger.send(frame(PING, 0, 0, b"12345678"))
+            stranger.frames(10, until=PING)
+
+        await served.stranger(leave)
+        assert given_back == [b"task"]
+
+    run({ECHO: task}, scenario)
 
 
 def test_trailers_end_a_request() -> None:

@@ -13,6 +13,7 @@ import ssl
 import tempfile
 from collections.abc import Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 from everfold.frontend.calls import CallContext, CallObserver, Handler, StreamHandler, unknown_path
@@ -27,7 +28,7 @@ from everfold.frontend.gateway import (
 )
 from everfold.frontend.http2.bytes_held import ANSWERS_HELD_MAX, REQUESTS_HELD_MAX, Budget, too_much_held
 from everfold.frontend.http2.call import Call
-from everfold.frontend.http2.connection import Connection
+from everfold.frontend.http2.connection import LEAVING_SECONDS, Connection
 from everfold.frontend.status import status_of
 from everfold.frontend.tls_files import TlsFiles
 from everfold.kernel.errors import Code, StatusError
@@ -111,6 +112,7 @@ class Http2Gateway:
                 backlog=_BACKLOG,
                 ssl=context,
                 ssl_handshake_timeout=None if context is None else GREETING_SECONDS,
+                ssl_shutdown_timeout=None if context is None else LEAVING_SECONDS,
             )
         except OSError as error:
             # In the operating system's words alone: event loops add some, and the address.
@@ -124,7 +126,7 @@ class Http2Gateway:
         self._stopping = True
         loop = asyncio.get_running_loop()
         self._server.close()
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.leave(loop.time())
         for call in list(self._calls):
             if call.path in self._long_polls and call.task is not None:
@@ -206,9 +208,12 @@ class Http2Gateway:
             self._broken_off(call, error)
             return
         self._calls.discard(call)
-        if call.open and call.connection.answer(call, response):
-            self._observe_call(call, Code.OK)
-            return
+        if call.open:
+            if context.undelivered is not None:
+                call.undelivered = partial(context.undelivered, response)
+            if call.connection.answer(call, response):
+                self._observe_call(call, Code.OK)
+                return
         if context.undelivered is not None:
             context.undelivered(response)
         if call.open:

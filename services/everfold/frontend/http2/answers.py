@@ -8,7 +8,8 @@ and goes out in turns of a frame per call, so that a large answer does not hold 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from everfold.frontend.http2 import frames
 from everfold.frontend.http2.bytes_held import Account
@@ -42,32 +43,38 @@ class Answers:
 
     Args:
         transport: the client's.
-        account: counts what waits.
+        account: counts what waits, here and, while the socket takes no more, in its buffer.
+        overflowed: called when the client's part of the account is used up by what it does not read.
 
     Attributes:
+        paused: the socket takes no more for now.
         passed_bytes: of answers that waited, so far; whether it grows tells whether the client reads.
     """
 
-    def __init__(self, transport: asyncio.Transport, account: Account) -> None:
+    def __init__(self, transport: asyncio.Transport, account: Account, overflowed: Callable[[], object]) -> None:
         self._transport = transport
         self._account = account
+        self._overflowed = overflowed
         self._window = frames.WINDOW_BYTES
-        #: the socket takes no more for now
-        self._paused = False
+        self.paused = False
         #: bytes in the socket's buffer that are counted, while it takes no more
         self._in_socket = 0
-        #: those with parts that wait, in the order of their turns
-        self._waiting: dict[int, Outgoing] = {}
+        #: those with parts that wait and a window of their own that is open, in the order of their turns
+        self._waiting: OrderedDict[int, Outgoing] = OrderedDict()
+        #: those whose own window is used up
+        self._stuck: dict[int, Outgoing] = {}
         self.passed_bytes = 0
 
     def send(self, data: bytes) -> None:
         """Sends frames that no window counts."""
+        if self.paused and not self._count_in_socket(len(data)):
+            return
         self._transport.write(data)
 
     def answer(self, out: Outgoing, response: bytes) -> bool:
         """Sends an answer of one message; False, and nothing is sent, when too much waits already."""
         size = frames.GRPC_PREFIX.size + len(response)
-        if size <= frames.FRAME_BYTES_MAX and size <= out.window and size <= self._window and not self._paused:
+        if size <= frames.FRAME_BYTES_MAX and size <= out.window and size <= self._window and not self.paused:
             self._window -= size
             self._transport.write(frames.whole_answer(out.number, response))
             return True
@@ -83,11 +90,11 @@ class Answers:
             return False
         if not out.begun:
             out.begun = True
-            self._transport.write(frames.answer_begins(out.number))
+            self.send(frames.answer_begins(out.number))
         out.parts.append(memoryview(frames.GRPC_PREFIX.pack(0, len(message))))
         if message:
             out.parts.append(memoryview(message))
-        self._waiting[out.number] = out
+        self._queue(out)
         self.go_on()
         return True
 
@@ -96,77 +103,79 @@ class Answers:
         if out.parts:
             out.end = data
         else:
-            self._transport.write(data)
+            self.send(data)
 
     def drop(self, out: Outgoing) -> None:
         """The call is gone: what waits of it is not sent any more."""
         self._waiting.pop(out.number, None)
+        self._stuck.pop(out.number, None)
         self._account.give_back(sum(map(len, out.parts)))
         out.parts.clear()
         _wake(out)
 
-    def wider(self, out: Outgoing | None, count: int) -> bool:
-        """The client takes `count` bytes more, for a call or (None) on the connection; False when that is too many."""
-        if out is None:
-            self._window += count
-            if self._window > frames.WINDOW_BYTES_MAX:
-                return False
-        else:
-            out.window += count
-            if out.window > frames.WINDOW_BYTES_MAX:
-                return False
-        if self._waiting:
-            self.go_on()
-        return True
+    def widen(self, out: Outgoing, count: int) -> bool:
+        """The client takes `count` bytes more (or fewer) of a call; False when that is too many. `go_on` sends."""
+        out.window += count
+        if out.number in self._stuck or out.number in self._waiting:
+            self._waiting.pop(out.number, None)
+            self._stuck.pop(out.number, None)
+            self._queue(out)
+        return out.window <= frames.WINDOW_BYTES_MAX
 
-    def pause(self) -> bool:
-        """The socket takes no more. False when more than is allowed is in its buffer."""
-        self._paused = True
-        waiting = self._transport.get_write_buffer_size()
-        if not self._account.take(waiting):
-            return False
-        self._in_socket += waiting
-        return True
+    def widen_all(self, count: int) -> bool:
+        """The client takes `count` bytes more on the connection; False when that is too many. `go_on` sends."""
+        self._window += count
+        return self._window <= frames.WINDOW_BYTES_MAX
+
+    def pause(self) -> None:
+        """The socket takes no more."""
+        self.paused = True
+        self._count_in_socket(self._transport.get_write_buffer_size())
 
     def resume(self) -> None:
         """The socket takes more again."""
-        self._paused = False
+        self.paused = False
         self._account.give_back(self._in_socket)
         self._in_socket = 0
         self.go_on()
 
     def close(self) -> None:
         """The connection has ended."""
-        self._paused = True
+        self.paused = True
         self._account.give_back(self._in_socket)
         self._in_socket = 0
-        for out in list(self._waiting.values()):
+        for out in [*self._waiting.values(), *self._stuck.values()]:
             self.drop(out)
 
     def go_on(self) -> None:
         """Sends of what waits as much as is taken, a frame of each call in turns."""
-        stuck = 0
-        while self._waiting and stuck < len(self._waiting) and self._window > 0 and not self._paused:
-            number, out = next(iter(self._waiting.items()))
-            del self._waiting[number]
-            if out.window <= 0:
-                stuck += 1
-                self._waiting[number] = out
-                continue
-            stuck = 0
+        while self._waiting and self._window > 0 and not self.paused:
+            number, out = self._waiting.popitem(last=False)
             piece = _piece(out.parts, min(frames.FRAME_BYTES_MAX, out.window, self._window))
             out.window -= len(piece)
             self._window -= len(piece)
             self.passed_bytes += len(piece)
             self._account.give_back(len(piece))
-            if out.parts:
-                self._waiting[number] = out
             data = frames.frame(frames.DATA, 0, number, piece)
-            if not out.parts:
+            if out.parts:
+                self._queue(out)
+            else:
                 if out.end is not None:
                     data += out.end
                 _wake(out)
             self._transport.write(data)
+
+    def _queue(self, out: Outgoing) -> None:
+        (self._waiting if out.window > 0 else self._stuck)[out.number] = out
+
+    def _count_in_socket(self, count: int) -> bool:
+        """Counts what the socket does not take. False when the client's part is used up, and it is to be cut off."""
+        if self._account.take(count):
+            self._in_socket += count
+        elif self._account.is_over(count):
+            self._overflowed()
+            return False
+        return True
 
 
 def _piece(parts: deque[memoryview], most: int) -> bytes:

@@ -55,6 +55,10 @@ class Account:
         budget.held += count
         return True
 
+    def is_over(self, count: int) -> bool:
+        """Whether the connection itself would hold more than its part, whatever the others do."""
+        return self.held + count > self._budget.most // 2
+
     def give_back(self, count: int) -> None:
         """Gives back what was taken."""
         self.held -= count

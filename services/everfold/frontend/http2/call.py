@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from everfold.frontend.calls import Metadata
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 _SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TIMEOUT_DIGITS_MAX: Final = 8
+
+BINARIES_MAX: Final = 128
+"""Values of headers whose names end in -bin. A comma in one is a byte, and a value of its own."""
+
+SHOWN_CHARS_MAX: Final = 100
+
 _PSEUDO_HEADERS: Final = frozenset({":method", ":scheme", ":path", ":authority"})
 _OF_HTTP_1: Final = frozenset({"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"})
 
@@ -43,6 +50,7 @@ class Call:
         taken: bytes of it since the client was last told that it may send more.
         open: the client still waits for its answer.
         task: what answers it, once it is whole.
+        undelivered: called when the client leaves before it was sent all of the answer.
     """
 
     __slots__ = (
@@ -57,6 +65,7 @@ class Call:
         "taken",
         "task",
         "timeout",
+        "undelivered",
     )
 
     def __init__(self, connection: Connection, out: Outgoing, body: RequestBody, began: float) -> None:
@@ -71,6 +80,7 @@ class Call:
         self.taken = 0
         self.open = True
         self.task: asyncio.Task[None] | None = None
+        self.undelivered: Callable[[], None] | None = None
 
 
 def read_headers(call: Call, fields: list[Field]) -> StatusError | None:
@@ -82,6 +92,7 @@ def read_headers(call: Call, fields: list[Field]) -> StatusError | None:
     """
     pseudo: dict[str, str] = {}
     metadata: list[tuple[str, str | bytes]] = []
+    binaries = 0
     content_type = ""
     refused: StatusError | None = None
     for field in fields:
@@ -91,10 +102,15 @@ def read_headers(call: Call, fields: list[Field]) -> StatusError | None:
                 raise Malformed
             pseudo[name] = value
         elif name[-4:] == "-bin":
+            binaries += value.count(",") + 1
+            if binaries > BINARIES_MAX:
+                text = f"expected at most {BINARIES_MAX} values of binary headers, found more"
+                refused = StatusError(Code.RESOURCE_EXHAUSTED, text)
+                continue
             try:
                 metadata += [(name, _binary(part)) for part in value.split(",")]
             except ValueError:
-                text = f"malformed binary metadata in header {name!r}: expected Base64"
+                text = f"malformed binary metadata in header {_shown(name)}: expected Base64"
                 refused = StatusError(Code.INTERNAL, text)
         else:
             metadata.append(field)
@@ -103,13 +119,13 @@ def read_headers(call: Call, fields: list[Field]) -> StatusError | None:
             elif name == "grpc-timeout":
                 digits, unit = value[:-1], _SECONDS.get(value[-1:])
                 if unit is None or not digits.isdecimal() or len(digits) > _TIMEOUT_DIGITS_MAX:
-                    refused = StatusError(Code.INTERNAL, f"malformed grpc-timeout: {value!r}")
+                    refused = StatusError(Code.INTERNAL, f"malformed grpc-timeout: {_shown(value)}")
                 else:
                     call.timeout = int(digits) * unit
             elif name == "grpc-encoding":
                 call.encoding = value
                 if value not in ENCODINGS:
-                    text = f"grpc: Decompressor is not installed for grpc-encoding {value!r}"
+                    text = f"grpc: Decompressor is not installed for grpc-encoding {_shown(value)}"
                     refused = StatusError(Code.UNIMPLEMENTED, text)
             elif name in _OF_HTTP_1 or name != name.lower() or (name == "te" and value != "trailers"):
                 raise Malformed
@@ -122,6 +138,11 @@ def read_headers(call: Call, fields: list[Field]) -> StatusError | None:
     if not content_type.startswith("application/grpc"):
         raise NotGrpc(415)
     return refused
+
+
+def _shown(value: str) -> str:
+    """A client's value in a text of ours, cut: an answer must not be many times what asked for it."""
+    return repr(value[:SHOWN_CHARS_MAX])
 
 
 def _binary(value: str) -> bytes:

@@ -58,7 +58,13 @@ UNREAD_SWEEPS: Final = 60
 """Seconds in which a client takes nothing of the answers that wait for it; then it is cut off."""
 
 DROPPED_STREAMS_MAX: Final = 1_000
-"""Refused calls whose rest is still to come; a client with more does not stop when told to."""
+"""Refused calls of which something that was on its way may still come; what comes of older ones is an error."""
+
+SETTINGS_MAX: Final = 64
+"""Entries of a frame of settings, and such frames within a second; clients send one frame of some six."""
+
+SOCKET_BYTES: Final = 64 * 1024
+"""In the socket's buffer, from where on the client is not read and what waits for it is counted."""
 
 _PING: Final = b"everfold"
 
@@ -91,10 +97,20 @@ class Connection(asyncio.Protocol):
         #: whole requests of the bytes that are being read
         self._whole: list[tuple[Call, bytes]] = []
         self._last_stream = 0
-        self._dropped: set[int] = set()
+        #: refused calls whose rest may still come, the oldest first
+        self._dropped: dict[int, None] = {}
         self._client_window = frames.WINDOW_BYTES
         #: bytes taken since the client was last told that it may send more on the connection
         self._taken = 0
+        #: bytes of large requests that are whole and being answered
+        self._answering = 0
+        #: of the block under way: bytes that are counted, and when it began
+        self._block_held = 0
+        self._block_began = 0.0
+        #: frames of settings since the last sweep
+        self._settings_heard = 0
+        #: cuts a connection off whose client does not let it close
+        self._aborting: asyncio.TimerHandle | None = None
         #: unfinished calls whose clients wait to be told that they may send more
         self._starved: set[int] = set()
         now = self._loop.time()
@@ -103,13 +119,15 @@ class Connection(asyncio.Protocol):
         # Apart, so that clients who came together do not go together.
         self._old_at = now + AGE_SECONDS * random.uniform(0.9, 1.1)
         self._leaving_since: float | None = None
-        self._passed_before = 0
+        #: (bytes of answers passed on, bytes in the socket's buffer) at the last sweep
+        self._passed_before = (0, 0)
         self._unread_sweeps = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop; beyond the bound of connections it ends at once."""
         self._transport = cast(asyncio.Transport, transport)
-        self._out = Answers(self._transport, self._answers)
+        self._transport.set_write_buffer_limits(high=SOCKET_BYTES)
+        self._out = Answers(self._transport, self._answers, lambda: self._loop.call_soon(self.close))
         address = transport.get_extra_info("peername") or ("", 0)
         family = "ipv6" if len(address) > 2 else "ipv4"
         self.peer = f"{family}:{address[0]}:{address[1]}"
@@ -119,6 +137,10 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
         self.close()
+        if self._aborting is not None:
+            self._aborting.cancel()
+        self._give_back_block()
+        self._gateway.leave(self)
 
     def eof_received(self) -> None:
         """Called by the loop, which closes the connection: gRPC has no half-closed ones."""
@@ -126,18 +148,25 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Called by the loop: the client does not read. What would make more answers is not read meanwhile."""
         self._transport.pause_reading()
-        if not self._out.pause():
-            self._loop.call_soon(self.close)
+        self._out.pause()
 
     def resume_writing(self) -> None:
         """Called by the loop."""
         self._out.resume()
-        if not self._transport.is_closing():
+        if self.closed or self._out.paused:
+            return
+        self._take(b"")  # what had come before reading was paused
+        if not (self.closed or self._out.paused):
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
+        if self.closed:
+            return
         self._heard = self._loop.time()
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         if self._rest:
             data = self._rest + data
         try:
@@ -164,7 +193,7 @@ class Connection(asyncio.Protocol):
                 return b""
             self._greet()
             at = len(preface)
-        while end - at >= frames.HEAD_BYTES:
+        while end - at >= frames.HEAD_BYTES and not self._out.paused:
             word, flags, number = frames.HEAD.unpack_from(data, at)
             size = word >> 8
             if size > frames.FRAME_BYTES_MAX:
@@ -209,7 +238,7 @@ class Connection(asyncio.Protocol):
             if len(payload) != 4:
                 raise _ConnectionFault(frames.FRAME_SIZE_ERROR)
             self._expect_begun(number)
-            self._dropped.discard(number)
+            self._dropped.pop(number, None)
             self._left(number)
         elif kind == frames.SETTINGS:
             self._settings(flags, number, payload)
@@ -234,19 +263,26 @@ class Connection(asyncio.Protocol):
             raise _ConnectionFault(frames.FRAME_SIZE_ERROR)
         if flags & frames.ACK:
             return
+        self._settings_heard += 1
+        if self._settings_heard > SETTINGS_MAX or len(payload) > SETTINGS_MAX * frames.SETTING.size:
+            raise _ConnectionFault(frames.ENHANCE_YOUR_CALM)
+        window = self._client_window
         for key, value in frames.SETTING.iter_unpack(payload):
             if key == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.WINDOW_BYTES_MAX:
                     raise _ConnectionFault(frames.FLOW_CONTROL_ERROR)
-                change, self._client_window = value - self._client_window, value
-                for call in list(self._calls.values()):
-                    if not self._out.wider(call.out, change):
-                        raise _ConnectionFault(frames.FLOW_CONTROL_ERROR)
+                window = value
             elif (key == frames.ENABLE_PUSH and value > 1) or (
                 key == frames.MAX_FRAME_SIZE and not frames.FRAME_BYTES_MAX <= value < 2**24
             ):
                 raise _ConnectionFault(frames.PROTOCOL_ERROR)
+        change, self._client_window = window - self._client_window, window
+        if change:
+            for call in self._calls.values():
+                if not self._out.widen(call.out, change):
+                    raise _ConnectionFault(frames.FLOW_CONTROL_ERROR)
         self._out.send(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self._out.go_on()
 
     def _wider(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -255,13 +291,18 @@ class Connection(asyncio.Protocol):
         if number == 0:
             if count == 0:
                 raise _ConnectionFault(frames.PROTOCOL_ERROR)
-            if not self._out.wider(None, count):
+            if not self._out.widen_all(count):
                 raise _ConnectionFault(frames.FLOW_CONTROL_ERROR)
+            self._out.go_on()
             return
         self._expect_begun(number)
         call = self._calls.get(number)
-        if call is not None and (count == 0 or not self._out.wider(call.out, count)):
+        if call is None:
+            return
+        if count == 0 or not self._out.widen(call.out, count):
             self._break_off(number, frames.FLOW_CONTROL_ERROR if count else frames.PROTOCOL_ERROR)
+        else:
+            self._out.go_on()
 
     def _headers(self, flags: int, number: int, payload: bytes) -> None:
         if flags & frames.PADDED:
@@ -276,17 +317,25 @@ class Connection(asyncio.Protocol):
         if flags & frames.END_HEADERS:
             self._whole_block(number, ends, payload)
         else:
-            self._block = (number, ends, bytearray(payload))
+            self._block = (number, ends, bytearray())
+            self._block_began = self._loop.time()
+            self._more_of_block(0, payload)
 
     def _more_of_block(self, flags: int, payload: bytes) -> None:
         assert self._block is not None
         number, ends, block = self._block
         block += payload
-        if len(block) > METADATA_BYTES_MAX:
+        if len(block) > METADATA_BYTES_MAX or not self._requests.take(len(payload)):
             raise _ConnectionFault(frames.ENHANCE_YOUR_CALM)
+        self._block_held += len(payload)
         if flags & frames.END_HEADERS:
             self._block = None
+            self._give_back_block()
             self._whole_block(number, ends, bytes(block))
+
+    def _give_back_block(self) -> None:
+        self._requests.give_back(self._block_held)
+        self._block_held = 0
 
     def _whole_block(self, number: int, ends: bool, block: bytes) -> None:
         try:
@@ -303,7 +352,7 @@ class Connection(asyncio.Protocol):
             raise _ConnectionFault(frames.STREAM_CLOSED)
         if not ends:
             raise _ConnectionFault(frames.PROTOCOL_ERROR)
-        self._dropped.discard(number)
+        self._dropped.pop(number, None)
         if call is not None:
             self._finished(call)
 
@@ -353,7 +402,7 @@ class Connection(asyncio.Protocol):
             if number not in self._dropped:
                 self._break_off(number, frames.STREAM_CLOSED)
             elif ends:
-                self._dropped.discard(number)
+                self._dropped.pop(number, None)
             return
         refused = call.body.take(payload)
         if refused is not None:
@@ -362,7 +411,7 @@ class Connection(asyncio.Protocol):
             self._finished(call)
         else:
             call.taken += size
-            if call.taken >= STREAM_WINDOW_BYTES // 2:
+            if call.taken >= STREAM_WINDOW_BYTES // 2 and number not in self._starved:
                 self._grant(call)
 
     def _grant(self, call: Call) -> None:
@@ -379,13 +428,14 @@ class Connection(asyncio.Protocol):
         """Whether a request may grow although much is held.
 
         All of them would otherwise grow side by side until there is room for none. So the older ones go first, and none
-        grows while many bytes of whole ones are being answered.
+        grows while many bytes of large ones, which are whole, are being answered.
         """
-        answering = self._requests.held - sum(call.body.held for call in self._unfinished.values())
-        return answering <= PACED_BYTES and number in islice(self._unfinished, FIRST_UNFINISHED)
+        return self._answering <= PACED_BYTES and number in islice(self._unfinished, FIRST_UNFINISHED)
 
     def _grant_others(self) -> None:
-        for number in [number for number in self._unfinished if number in self._starved]:
+        crowded = self._requests.held > PACED_BYTES
+        looked_at = islice(self._unfinished, FIRST_UNFINISHED) if crowded else self._unfinished
+        for number in [number for number in looked_at if number in self._starved]:
             self._grant(self._unfinished[number])
 
     def _finished(self, call: Call) -> None:
@@ -395,6 +445,7 @@ class Connection(asyncio.Protocol):
         self._starved.discard(number)
         if self._starved:
             self._grant_others()
+        self._answering += _large(call)
         message = call.body.whole(encoding=call.encoding)
         if isinstance(message, bytes):
             self._whole.append((call, message))
@@ -412,9 +463,9 @@ class Connection(asyncio.Protocol):
 
     def _drop(self, number: int) -> None:
         """What still comes of the call is passed over."""
-        self._dropped.add(number)
+        self._dropped[number] = None
         if len(self._dropped) > DROPPED_STREAMS_MAX:
-            raise _ConnectionFault(frames.ENHANCE_YOUR_CALM)
+            del self._dropped[next(iter(self._dropped))]
 
     def _break_off(self, number: int, error: int) -> None:
         """The client broke a rule that concerns one call."""
@@ -434,8 +485,11 @@ class Connection(asyncio.Protocol):
         number = call.out.number
         call.open = False
         del self._calls[number]
-        self._unfinished.pop(number, None)
+        if self._unfinished.pop(number, None) is None:
+            self._answering -= _large(call)
         self._starved.discard(number)
+        if call.out.parts and call.undelivered is not None:
+            call.undelivered()
         self._out.drop(call.out)
         call.body.release()
         if self._starved:
@@ -484,24 +538,26 @@ class Connection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Once a second: ends what has taken too long."""
+        self._settings_heard = 0
+        if self.closed:
+            return
+        if self._block is not None and now - self._block_began > GREETING_SECONDS:
+            self.close()
+            return
         if not self._greeted:
             if now - self._began > GREETING_SECONDS:
                 self.close()
             return
-        try:
-            while self._unfinished:
-                oldest = next(iter(self._unfinished.values()))
-                if now - oldest.began < UNFINISHED_SECONDS:
-                    break
-                late = f"the request was not whole after {UNFINISHED_SECONDS:.0f} s"
-                self._refuse(oldest, StatusError(Code.DEADLINE_EXCEEDED, late), ended=False)
-        except _ConnectionFault as fault:
-            self._out.send(frames.go_away(self._last_stream, fault.args[0]))
-            self.close()
-            return
-        unread = self._answers.held > 0 and self._out.passed_bytes == self._passed_before
+        while self._unfinished:
+            oldest = next(iter(self._unfinished.values()))
+            if now - oldest.began < UNFINISHED_SECONDS:
+                break
+            late = f"the request was not whole after {UNFINISHED_SECONDS:.0f} s"
+            self._refuse(oldest, StatusError(Code.DEADLINE_EXCEEDED, late), ended=False)
+        passed = (self._out.passed_bytes, self._transport.get_write_buffer_size())
+        unread = self._answers.held > 0 and passed == self._passed_before
         self._unread_sweeps = self._unread_sweeps + 1 if unread else 0
-        self._passed_before = self._out.passed_bytes
+        self._passed_before = passed
         if self._unread_sweeps >= UNREAD_SWEEPS:
             self.close()
         elif self._leaving_since is not None:
@@ -511,7 +567,8 @@ class Connection(asyncio.Protocol):
                 self.close()
         elif now > self._old_at or (not self._calls and now - self._idle_since > IDLE_SECONDS):
             self.leave(now)
-        self._keep_alive(now)
+        if not (self.closed or self._out.paused):  # while it is, a client is not read, and its answer is not heard
+            self._keep_alive(now)
 
     def leave(self, now: float) -> None:
         """Tells the client to take its next calls elsewhere."""
@@ -534,13 +591,17 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
+        self._starved.clear()
         for number in list(self._calls):
             self._left(number)
         self._out.close()
-        self._gateway.leave(self)
-        if self._transport.get_write_buffer_size():
-            self._loop.call_later(LEAVING_SECONDS, self._transport.abort)
+        self._aborting = self._loop.call_later(LEAVING_SECONDS, self._transport.abort)
         self._transport.close()
+
+
+def _large(call: Call) -> int:
+    """What a call holds, if that is much; thousands of polls that wait must not hold up a large request."""
+    return call.body.held if call.body.held > STREAM_WINDOW_BYTES else 0
 
 
 def _without_padding(payload: bytes) -> bytes:

@@ -13,6 +13,9 @@ from everfold.kernel.errors import Code, StatusError
 INFLATER_BYTES: Final = 48 * 1024
 """What zlib holds to inflate one message."""
 
+PART_BYTES: Final = 64
+"""What a part of a message takes besides its bytes."""
+
 _SLICE_BYTES: Final = 64 * 1024
 """Inflated at once, to be counted before there is more."""
 
@@ -77,7 +80,7 @@ class RequestBody:
             return StatusError(Code.INTERNAL, "expected one message in a unary call, found more")
         if self._inflater is not None and (refused := self._inflate(data)) is not None:
             return refused
-        if not self.hold(len(data)):
+        if not self.hold(len(data) + PART_BYTES):
             return too_much_held("requests")
         if self._inflater is None:
             self._parts.append(data)
@@ -129,7 +132,7 @@ class RequestBody:
                     # Files of several members are one to some libraries.
                     self._inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
                 part = self._inflater.decompress(data, _SLICE_BYTES)
-                if not self.hold(len(part)):
+                if not self.hold(len(part) + PART_BYTES):
                     return too_much_held("requests")
                 self._parts.append(part)
                 self._inflated += len(part)
