@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 import pytest
 import uvloop
+from hpack import Decoder
 
 from everfold.frontend import gateway_http2
 from everfold.frontend.calls import CallContext, Handler, complete_table
@@ -630,6 +631,33 @@ def test_an_answer_that_still_waits_when_its_client_leaves_is_given_back() -> No
         assert given_back == [b"task"]
 
     run({ECHO: task}, scenario)
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "refused", "no gRPC"])
+def test_a_client_that_wants_no_table_of_headers_is_told_that_there_is_none(kind: str) -> None:
+    """RFC 7541, 4.2: the next block begins with the table's new size. The library's decoder insists on it."""
+
+    async def answer(context: CallContext, request: bytes) -> bytes:
+        if request == b"refused":
+            raise StatusError(Code.NOT_FOUND, "no")
+        return bytes(50_000) if request == b"large" else request
+
+    async def scenario(served: Served) -> None:
+        def ask(stranger: Stranger) -> list[bytes]:
+            stranger.send(frame(SETTINGS, 0, 0, b"\x00\x01\x00\x00\x00\x00"))
+            more = {"content-type": "text/plain"} if kind == "no gRPC" else {}
+            for number in (1, 3):
+                stranger.call(number, "GetClusterInfo", message(kind.encode()), **more)
+            stranger.send(frame(PING, 0, 0, b"12345678"))
+            found = stranger.frames(2)
+            return [payload for what, _, _, payload in found if what == HEADERS]
+
+        decoder = Decoder()
+        decoder.max_allowed_table_size = 0
+        for block in await served.stranger(ask):
+            assert decoder.decode(block)
+
+    run({ECHO: answer}, scenario)
 
 
 def test_trailers_end_a_request() -> None:

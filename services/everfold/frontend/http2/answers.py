@@ -49,6 +49,7 @@ class Answers:
     Attributes:
         paused: the socket takes no more for now.
         passed_bytes: of answers that waited, so far; whether it grows tells whether the client reads.
+        prefix: what the next header block has to begin with; take it by `take_prefix`.
     """
 
     def __init__(self, transport: asyncio.Transport, account: Account, overflowed: Callable[[], object]) -> None:
@@ -64,6 +65,12 @@ class Answers:
         #: those whose own window is used up
         self._stuck: dict[int, Outgoing] = {}
         self.passed_bytes = 0
+        self.prefix = b""
+
+    def take_prefix(self) -> bytes:
+        """What the header block that is sent now has to begin with."""
+        prefix, self.prefix = self.prefix, b""
+        return prefix
 
     def send(self, data: bytes) -> None:
         """Sends frames that no window counts."""
@@ -74,7 +81,8 @@ class Answers:
     def answer(self, out: Outgoing, response: bytes) -> bool:
         """Sends an answer of one message; False, and nothing is sent, when too much waits already."""
         size = frames.GRPC_PREFIX.size + len(response)
-        if size <= frames.FRAME_BYTES_MAX and size <= out.window and size <= self._window and not self.paused:
+        fits = size <= frames.FRAME_BYTES_MAX and size <= out.window and size <= self._window
+        if fits and not (self.paused or self.prefix):
             self._window -= size
             self._transport.write(frames.whole_answer(out.number, response))
             return True
@@ -90,7 +98,7 @@ class Answers:
             return False
         if not out.begun:
             out.begun = True
-            self.send(frames.answer_begins(out.number))
+            self.send(frames.answer_begins(out.number, self.take_prefix()))
         out.parts.append(memoryview(frames.GRPC_PREFIX.pack(0, len(message))))
         if message:
             out.parts.append(memoryview(message))

@@ -26,7 +26,7 @@ from everfold.frontend.http2 import frames
 from everfold.frontend.http2.answers import Answers, Outgoing
 from everfold.frontend.http2.bytes_held import Account, too_much_held
 from everfold.frontend.http2.call import Call, Malformed, NotGrpc, read_headers
-from everfold.frontend.http2.header_blocks import BadHeaderBlock, Field, HeaderBlocks, fields_bytes
+from everfold.frontend.http2.header_blocks import TABLE_BYTES, BadHeaderBlock, Field, HeaderBlocks, fields_bytes
 from everfold.frontend.http2.request_body import RequestBody
 from everfold.frontend.status import details_bytes
 from everfold.kernel.errors import Code, StatusError
@@ -272,6 +272,9 @@ class Connection(asyncio.Protocol):
                 if value > frames.WINDOW_BYTES_MAX:
                     raise _ConnectionFault(frames.FLOW_CONTROL_ERROR)
                 window = value
+            elif key == frames.HEADER_TABLE_SIZE:
+                if value < TABLE_BYTES:
+                    self._out.prefix = frames.EMPTY_TABLE
             elif (key == frames.ENABLE_PUSH and value > 1) or (
                 key == frames.MAX_FRAME_SIZE and not frames.FRAME_BYTES_MAX <= value < 2**24
             ):
@@ -378,7 +381,7 @@ class Connection(asyncio.Protocol):
                 self._drop(number)
         except NotGrpc as other:
             self._end(call)
-            self._out.send(frames.http_status(number, other.args[0]))
+            self._out.send(frames.http_status(number, other.args[0], self._out.take_prefix()))
             if not ends:
                 self._drop(number)
         else:
@@ -509,7 +512,7 @@ class Connection(asyncio.Protocol):
 
     def end(self, call: Call) -> None:
         """Ends an answer of several messages."""
-        begin = b"" if call.out.begun else frames.answer_begins(call.out.number)
+        begin = b"" if call.out.begun else frames.answer_begins(call.out.number, self._out.take_prefix())
         self._out.end(call.out, begin + frames.answer_ends(call.out.number))
         self._end_when_sent(call)
 
@@ -517,7 +520,9 @@ class Connection(asyncio.Protocol):
         """Ends an open call with a status."""
         details = details_bytes(status)
         encoded = None if details is None else binascii.b2a_base64(details, newline=False).rstrip(b"=")
-        self._out.end(call.out, frames.refusal(call.out.number, status, encoded, begun=call.out.begun))
+        prefix = b"" if call.out.begun else self._out.take_prefix()
+        ends = frames.refusal(call.out.number, status, encoded, begun=call.out.begun, prefix=prefix)
+        self._out.end(call.out, ends)
         self._end_when_sent(call)
 
     def _end_when_sent(self, call: Call) -> None:

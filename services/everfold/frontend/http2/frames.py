@@ -29,7 +29,8 @@ ACK, END_STREAM, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 PRIORITY_BYTES: Final = 5
 PING_BYTES: Final = 8
 
-ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 2, 3, 4, 5, 6
+HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 3, 4, 5
+MAX_HEADER_LIST_SIZE: Final = 6
 SETTING: Final = struct.Struct(">HI")
 
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED = 0, 1, 3, 5
@@ -99,9 +100,13 @@ _AS_IT_IS: Final = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}~"
 """What `grpc-message` need not escape, besides letters, digits and `_.-~`."""
 
 
-def answer_begins(stream: int) -> bytes:
-    """The headers of an answer that has messages."""
-    return HEAD.pack(_ANSWER_HEAD, END_HEADERS, stream) + _ANSWER
+EMPTY_TABLE: Final = b"\x20"
+"""In front of a header block: our table of headers is empty, and stays so (RFC 7541, 6.3)."""
+
+
+def answer_begins(stream: int, prefix: bytes = b"") -> bytes:
+    """The headers of an answer that has messages; `prefix` goes before the block's first field."""
+    return frame(HEADERS, END_HEADERS, stream, prefix + _ANSWER)
 
 
 def answer_ends(stream: int) -> bytes:
@@ -125,7 +130,9 @@ def whole_answer(stream: int, response: bytes) -> bytes:
     )
 
 
-def refusal(stream: int, status: StatusError, details: bytes | None = None, *, begun: bool = False) -> bytes:
+def refusal(
+    stream: int, status: StatusError, details: bytes | None = None, *, begun: bool = False, prefix: bytes = b""
+) -> bytes:
     """The end of an answer with a status that is not OK.
 
     Args:
@@ -133,8 +140,9 @@ def refusal(stream: int, status: StatusError, details: bytes | None = None, *, b
         status: code and text.
         details: the value of `grpc-status-details-bin`, in Base64.
         begun: the answer's headers were sent already.
+        prefix: goes before the block's first field.
     """
-    block = b"" if begun else _ANSWER + _ACCEPTED
+    block = prefix if begun else prefix + _ANSWER + _ACCEPTED
     block += literal(b"grpc-status", str(int(status.code)).encode())
     block += literal(b"grpc-message", quote(status.message, safe=_AS_IT_IS).encode())
     if details is not None:
@@ -142,9 +150,9 @@ def refusal(stream: int, status: StatusError, details: bytes | None = None, *, b
     return header_frames(stream, block, ends=True)
 
 
-def http_status(stream: int, status: int) -> bytes:
+def http_status(stream: int, status: int, prefix: bytes = b"") -> bytes:
     """The answer to a request that is not gRPC's."""
-    return frame(HEADERS, END_HEADERS | END_STREAM, stream, literal(b":status", str(status).encode()))
+    return frame(HEADERS, END_HEADERS | END_STREAM, stream, prefix + literal(b":status", str(status).encode()))
 
 
 def header_frames(stream: int, block: bytes, *, ends: bool) -> bytes:
