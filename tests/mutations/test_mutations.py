@@ -28,14 +28,14 @@ from mutations.proxy import Proxy
 from mutations.watch import OTHER, Watch
 from support.servers import Server, banner, everfold_server, free_port, logs_kept, temporal_server
 
-SHORT: Final = "2000,20,400"
-"""In CI: what fits in a minute."""
+SHORT: Final = "10000,20,400"
+"""In CI: what fits in two minutes."""
 
 GIVEN: Final = os.environ.get("EVERFOLD_MUTATIONS", "")
 SEED: Final = int(os.environ.get("EVERFOLD_MUTATIONS_SEED") or 7)
 CALLS, OF_SDKS, COMMANDS = (int(part) for part in (GIVEN or SHORT).split(","))
 
-pytestmark = pytest.mark.timeout(0 if GIVEN else 300)
+pytestmark = pytest.mark.timeout(0 if GIVEN else 600)
 
 OPTIONS: Final = [
     *(part for name in (HIT, VICTIM, OTHER) for part in ("--namespace", name)),
