@@ -80,6 +80,11 @@ def too_large(size: int, limit: int) -> StatusError:
     return StatusError(Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({size} vs. {limit})")
 
 
+def shutting_down() -> StatusError:
+    """What answers a call that the server's stop has ended, or that comes after it."""
+    return StatusError(Code.UNAVAILABLE, "the server is shutting down")
+
+
 def too_many_calls() -> StatusError:
     """What answers a call that comes while CALLS_MAX others are under way."""
     return StatusError(Code.RESOURCE_EXHAUSTED, f"the process has {CALLS_MAX} calls under way; start another frontend")

@@ -27,11 +27,12 @@ from everfold.frontend.gateway import (
     SHUTDOWN_GRACE_SECONDS,
     STREAMS_PER_CONNECTION_MAX,
     UNKNOWN_PATH,
+    shutting_down,
     too_large,
 )
 from everfold.frontend.status import DETAILS_KEY, details_bytes, status_of
 from everfold.frontend.tls_files import TlsFiles
-from everfold.kernel.errors import Code, StatusError
+from everfold.kernel.errors import Code
 from everfold.runtime.tracebacks import let_go
 
 _STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -58,8 +59,6 @@ _OPTIONS: Final = (
 _RECEIVED_TIMES_MAX: Final = 8
 """grpcio itself cuts a message off at this many times our bound, in words of its own; up to there clients see
 Temporal's, by which SDKs know that a task's answer is too large and fail the task."""
-
-_SHUTTING_DOWN: Final = "the server is shutting down"
 
 _Call: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
@@ -212,7 +211,7 @@ class GrpcioGateway(grpc.GenericRpcHandler):
         if isinstance(error, Exception):
             status = status_of(error, path)
         elif self._stopping:
-            status = StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN)
+            status = shutting_down()
         else:
             self._observe(path, Code.CANCELLED, began)
             raise error

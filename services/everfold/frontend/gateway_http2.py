@@ -24,6 +24,7 @@ from everfold.frontend.gateway import (
     REQUEST_BYTES_MAX,
     SHUTDOWN_GRACE_SECONDS,
     UNKNOWN_PATH,
+    shutting_down,
     too_many_calls,
 )
 from everfold.frontend.http2.bytes_held import ANSWERS_HELD_MAX, REQUESTS_HELD_MAX, Budget, too_much_held
@@ -41,8 +42,6 @@ SWEEP_SECONDS: Final = 1.0
 _BACKLOG: Final = 1024
 _FLUSH_SECONDS: Final = 1.0
 """For clients to read the last answers when the server stops."""
-
-_SHUTTING_DOWN: Final = "the server is shutting down"
 
 
 class Http2Gateway:
@@ -181,7 +180,7 @@ class Http2Gateway:
     def _begin(self, loop: asyncio.AbstractEventLoop, call: Call, message: bytes) -> None:
         path = call.path
         if self._stopping:
-            self._fail(call, StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN))
+            self._fail(call, shutting_down())
             return
         if len(self._calls) >= CALLS_MAX:
             self._fail(call, too_many_calls())
@@ -239,11 +238,8 @@ class Http2Gateway:
 
     def _broken_off(self, call: Call, error: asyncio.CancelledError | Exception) -> None:
         self._calls.discard(call)
-        if isinstance(error, Exception):
-            status = status_of(error, call.path)
-        else:
-            # Either the client left, and the call is closed, or the server stops and the client must hear of it.
-            status = StatusError(Code.UNAVAILABLE, _SHUTTING_DOWN)
+        # A cancelled one: either its client left, and it is closed, or the server stops and the client must hear of it.
+        status = status_of(error, call.path) if isinstance(error, Exception) else shutting_down()
         let_go(error)
         if call.open:
             self._fail(call, status)
